@@ -1,0 +1,395 @@
+"""One peer's whole brain: membership, election, planning, following and serving, wired together.
+
+Each message goes to the machine that owns it; this file decides nothing else. The daemon drives it over
+libp2p, the simulator over its event heap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from helixnet.core.machine import (
+    BatchDone,
+    Dropped,
+    Effect,
+    Emit,
+    Event,
+    Gone,
+    Loaded,
+    Outcome,
+    Publish,
+    Send,
+    Solved,
+)
+from helixnet.core.model import Manifest
+from helixnet.core.plan.coordinator import Coordinator, CoordinatorConfig
+from helixnet.core.plan.follower import Follower, FollowerConfig
+from helixnet.core.stage.entry import EntryConfig, EntryMachine
+from helixnet.core.stage.stage import StageConfig, StageMachine
+from helixnet.core.swarm.capability import Capability
+from helixnet.core.swarm.election import Candidate, Election, LeaseConfig
+from helixnet.core.swarm.membership import Membership, MembershipConfig
+from helixnet.core.swarm.records import LinkMeasure, PeerRecord, encode_record
+from helixnet.core.types import PeerId
+from helixnet.core.wire import messages as wire
+
+
+class PeerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Timing and bounds of one peer; presets are in `helixnet.daemon.config`."""
+
+    heartbeat_s: float = 1.0
+    """How often a member reports to the coordinator."""
+    publish_s: float = 5.0
+    record_lifetime_s: float = 30.0
+    view_pause_s: float = 0.5
+    """Shortest time between two views pushed to subscribers."""
+    view_renew_s: float = 5.0
+    """Subscribers hear at least this often."""
+    subscribers_max: int = 256
+    leave_s: float = 30.0
+    """Sessions have this long to end after a peer decided to leave."""
+    membership: MembershipConfig = MembershipConfig()
+    lease: LeaseConfig = LeaseConfig()
+    coordinator: CoordinatorConfig = CoordinatorConfig()
+    follower: FollowerConfig = FollowerConfig()
+    stage: StageConfig = StageConfig()
+    entry: EntryConfig = EntryConfig()
+
+
+class PeerFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a peer knows of itself before it knows of others."""
+
+    peer: PeerId
+    name: str
+    network: str
+    manifest: Manifest
+    memory_bytes: int
+
+
+_NO_BODY = memoryview(b"")
+
+
+def members_key(network: str) -> str:
+    """Where the directory keeps the records of a network's members."""
+    return f"helixnet/1/{network}/members"
+
+
+@dataclass(slots=True)
+class _Timers:
+    heartbeat_at: float
+    publish_at: float
+    view_at: float
+    view_due: bool = False
+    leave_by: float | None = None
+    subscribers: set[PeerId] = field(default_factory=set)
+
+
+class Peer:
+    """The machine of one peer. `addresses`, `capability` and `links` are set by the daemon as they become known."""
+
+    def __init__(self, facts: PeerFacts, config: PeerConfig, now: float) -> None:
+        self.facts = facts
+        self.me = facts.peer
+        self.config = config
+        self.addresses: tuple[str, ...] = ()
+        self.capability: Capability | None = None
+        self.links: tuple[LinkMeasure, ...] = ()
+        self.leaving = False
+        self.stage = StageMachine(self.me, facts.manifest, facts.memory_bytes, config.stage)
+        self.entry = EntryMachine(self.me, self.stage, config.entry)
+        self.follower = Follower(self.me, self.stage, config.follower)
+        self.coordinator = Coordinator(self.me, facts.network, facts.manifest, config.coordinator)
+        self.membership = Membership(self.me, facts.manifest.hash, config.membership)
+        self.election = Election(self.me, config.lease, now)
+        self._started_at = now
+        self._timers = _Timers(now, now, now)
+
+    # --- machine -----------------------------------------------------------------------------------
+
+    def receive(
+        self, sender: PeerId, message: wire.Message | Outcome, now: float, body: memoryview = _NO_BODY
+    ) -> list[Effect]:
+        """Take a message, or an outcome of our own effects, in.
+
+        Raises:
+            RemoteProtocolError: the sender broke the protocol; its channel should be closed.
+        """
+        self.membership.heard(sender, now)
+        if isinstance(message, Outcome):
+            effects = self._outcome(sender, message, now)
+        elif isinstance(message, (wire.Steps, wire.Sampled)):
+            effects = self._work(sender, message, body, now)
+        else:
+            effects = self._swarm(sender, message, now) or self._session(sender, message, now)
+        return effects + self._follow_up(now)
+
+    def tick(self, now: float) -> list[Effect]:
+        """Let time pass for every machine of this peer."""
+        effects = [*self.stage.tick(now), *self.entry.tick(now), *self.follower.tick(now)]
+        if self.membership.expire(now, owed_heartbeats=self.coordinator.term > 0):
+            self.coordinator.news(now)
+            self._timers.view_due = True
+        effects += self._elect(now)
+        effects += self.coordinator.tick(self._records(now), now)
+        timers = self._timers
+        if now >= timers.heartbeat_at:
+            timers.heartbeat_at = now + self.config.heartbeat_s
+            effects += self._announce(now)
+        if now >= timers.publish_at:
+            timers.publish_at = now + self.config.publish_s
+            effects.append(self._publish(now))
+        return effects + self._push_views(now) + self._follow_up(now)
+
+    def deadline(self) -> float:
+        """When `tick` wants to be called next: at least at every heartbeat."""
+        stage = min(self.stage.deadline(), self.entry.deadline(), self.follower.deadline())
+        return min(stage, self.coordinator.deadline(), self._timers.heartbeat_at, self._timers.publish_at)
+
+    # --- what the daemon tells it ------------------------------------------------------------------
+
+    def listed(self, records: list[PeerRecord], now: float) -> None:
+        """The directory was read."""
+        known = {member.record.peer for member in self.membership.live()}
+        self.membership.listed(records, now)
+        for record in records:
+            self.election.see_term(record.term)
+        if {member.record.peer for member in self.membership.live()} != known:
+            self.coordinator.news(now)
+            self._timers.view_due = True
+
+    def measured(self, capability: Capability, now: float) -> list[Effect]:
+        """This peer knows what it can do: it may be planned now."""
+        self.capability = capability
+        self.coordinator.news(now)
+        return [*self._announce(now), self._publish(now)]
+
+    def leave(self, now: float) -> list[Effect]:
+        """Admit nothing new, tell everyone, give the lease back; `gone_by` says when to stop."""
+        if self.leaving:
+            return []
+        self.leaving = self.stage.draining = True
+        self._timers.leave_by = now + self.config.leave_s
+        live = self.membership.live()
+        effects: list[Effect] = [Send(member.record.peer, wire.Leave()) for member in live]
+        self.coordinator.end()
+        effects += self.election.resign([Candidate(m.record.peer, m.record.uptime_s) for m in live])
+        return [*effects, self._publish(now), *self._views(now)]
+
+    def may_stop(self, now: float) -> bool:
+        """Whether a leaving peer has nothing left to do, or no more time for it."""
+        leave_by = self._timers.leave_by
+        return leave_by is not None and (not self.stage.sessions or now >= leave_by)
+
+    def stop(self) -> list[Effect]:
+        """Last words: sessions that still run here go on elsewhere."""
+        return [*self.entry.break_all("the peer left"), *self.stage.break_outside(None, "the peer left")]
+
+    # --- dispatch ----------------------------------------------------------------------------------
+
+    def _outcome(self, sender: PeerId, outcome: Outcome, now: float) -> list[Effect]:
+        match outcome:
+            case BatchDone():
+                return self.stage.done(outcome, now)
+            case Loaded():
+                self._timers.view_due = True
+                return [*self.follower.loaded(outcome, now), *self._announce(now)]
+            case Dropped():
+                return [*self.follower.dropped(outcome, now), *self._announce(now)]
+            case Solved():
+                return self.coordinator.solved(outcome, self._records(now), now)
+            case Gone():
+                return self._gone(sender, outcome.reason, now)
+
+    def _gone(self, peer: PeerId, reason: str, now: float) -> list[Effect]:
+        self._timers.subscribers.discard(peer)
+        effects = [*self.entry.gone(peer, reason), *self.stage.gone(peer, reason)]
+        if self.membership.gone(peer, now):
+            self._timers.view_due = True
+            self.coordinator.lost(peer, now)
+            effects.append(Emit(Event("member.suspect", {"peer": peer, "why": reason})))
+        self.election.vacate(peer, now)
+        return effects
+
+    def _work(self, sender: PeerId, message: wire.Steps | wire.Sampled, body: memoryview, now: float) -> list[Effect]:
+        if isinstance(message, wire.Steps):
+            return self.stage.steps(sender, message, body, now)
+        return self.entry.sampled(sender, message, now)
+
+    def _session(self, sender: PeerId, message: wire.Message, now: float) -> list[Effect]:
+        match message:
+            case wire.Open():
+                return self.entry.open(sender, message, now)
+            case wire.Reserve():
+                return self.stage.reserve(sender, message, now)
+            case wire.Reserved():
+                return self.entry.reserved(sender, message, now)
+            case wire.Refused():
+                return self.entry.refused(sender, message)
+            case wire.Cancel():
+                return self.entry.cancel(sender, message)
+            case wire.Release():
+                session = self.stage.sessions.get(message.session)
+                return self.stage.release(message.session) if session and session.entry == sender else []
+            case wire.Broken():
+                return [*self.stage.broken(sender, message), *self.entry.broken(sender, message)]
+            case wire.Pong():
+                self.entry.pong(sender, now)
+            case wire.Ping():
+                return [Send(sender, wire.Pong(nonce=message.nonce))]
+        return []
+
+    def _swarm(self, sender: PeerId, message: wire.Message, now: float) -> list[Effect]:
+        match message:
+            case wire.Announce():
+                return self._announced(sender, message.record, now)
+            case wire.Lease():
+                return self._leased(sender, message, now)
+            case wire.Resign():
+                self.election.see_term(message.term)
+                self.election.vacate(sender, now)
+            case wire.Leave():
+                if self.membership.left(sender):
+                    self._timers.view_due = True
+                    self.coordinator.lost(sender, now)
+                self.election.vacate(sender, now)
+            case wire.PlanOffer():
+                self._timers.view_due = True
+                if sender == self.election.holder:
+                    return [*self.follower.offered(sender, message.plan, now), self.follower.seen()]
+            case wire.PlanActive():
+                self._timers.view_due = True
+                if self.follower.plan is not None and sender == self.follower.plan.coordinator:
+                    return self.follower.activated(message, now)
+            case wire.PlanReady():
+                return self.coordinator.ready(sender, message, self._records(now), now)
+            case wire.GetPlan():
+                return self._plan_for(sender)
+            case wire.GetView():
+                if message.subscribe and len(self._timers.subscribers) < self.config.subscribers_max:
+                    self._timers.subscribers.add(sender)
+                return [Send(sender, self.view(now))]
+        return []
+
+    def _announced(self, sender: PeerId, record: PeerRecord, now: float) -> list[Effect]:
+        if record.peer != sender:
+            return []
+        self.election.see_term(record.term)
+        if self.membership.announced(record, now):
+            self.coordinator.news(now)
+            self._timers.view_due = True
+        return self.coordinator.remind(record) if self.coordinator.term else []
+
+    def _leased(self, sender: PeerId, message: wire.Lease, now: float) -> list[Effect]:
+        before = self.election.holder
+        effects = self.election.lease(sender, message, now)
+        if self.election.holder != before and self.election.holder == sender:
+            effects += self._announce(now)  # the new coordinator needs to know us at once
+            self._timers.view_due = True
+        return effects + self._check_tenure(now)
+
+    def _plan_for(self, sender: PeerId) -> list[Effect]:
+        plan = self.follower.plan
+        if plan is None or plan.coordinator != self.me:
+            return []
+        effects: list[Effect] = [Send(sender, wire.PlanOffer(plan=plan))]
+        if self.follower.active:
+            effects.append(Send(sender, wire.PlanActive(term=plan.term, epoch=plan.epoch)))
+        return effects
+
+    # --- election and heartbeats -------------------------------------------------------------------
+
+    def _elect(self, now: float) -> list[Effect]:
+        may_claim = self.capability is not None and not self.leaving
+        mine = Candidate(self.me, now - self._started_at) if may_claim else None
+        live = [Candidate(m.record.peer, m.record.uptime_s) for m in self.membership.live()]
+        return [*self.election.tick(now, mine, live, self.addresses), *self._check_tenure(now)]
+
+    def _check_tenure(self, now: float) -> list[Effect]:
+        """Begin or end our own coordinating as the lease comes and goes."""
+        if self.election.i_hold(now):
+            if self.coordinator.term != self.election.term:
+                return self.coordinator.begin(
+                    self.election.term, self.follower.plan if self.follower.active else None, now
+                )
+        elif self.coordinator.term:
+            self.coordinator.end()
+        return []
+
+    def _announce(self, now: float) -> list[Effect]:
+        holder = self.election.holder
+        if holder is None or holder == self.me:
+            return []
+        return [Send(holder, wire.Announce(record=self.record(now)))]
+
+    def _publish(self, now: float) -> Effect:
+        key, value = members_key(self.facts.network), encode_record(self.record(now))
+        return Publish(key, value, self.config.record_lifetime_s)
+
+    def record(self, now: float) -> PeerRecord:
+        """What this peer says of itself now."""
+        state = "draining" if self.leaving else "active" if self.capability else "joining"
+        observed = self.stage.meter.rates(now)
+        return PeerRecord(
+            peer=self.me,
+            name=self.facts.name,
+            addresses=self.addresses,
+            model=self.facts.manifest.name,
+            manifest_hash=self.facts.manifest.hash,
+            state=state,
+            capability=self.capability,
+            memory_free_bytes=max(0, (self.stage.pool.capacity - self.stage.pool.used) * self.stage.pool.page_bytes),
+            held=self.stage.served,
+            plan=self.follower.number,
+            plan_active=self.follower.active,
+            term=self.election.term,
+            uptime_s=now - self._started_at,
+            sessions=len(self.stage.sessions),
+            kv_free=self.stage.pool.free_share,
+            tokens_per_s=sum(rate.tokens_per_s for rate in observed),
+            links=self.links,
+            observed=observed,
+        )
+
+    def _records(self, now: float) -> dict[PeerId, PeerRecord]:
+        """Our own record and those of all live members, by id."""
+        records = {member.record.peer: member.record for member in self.membership.live()}
+        records[self.me] = self.record(now)
+        return dict(sorted(records.items()))
+
+    # --- what clients see --------------------------------------------------------------------------
+
+    def view(self, now: float) -> wire.View:
+        """The swarm as this peer sees it."""
+        mine = self.record(now)
+        rows = [wire.MemberView(record=mine, state=mine.state)]
+        rows += [wire.MemberView(record=member.record, state=member.state) for member in self.membership.members()]
+        manifest = self.facts.manifest
+        return wire.View(
+            manifest_hash=manifest.hash,
+            model=manifest.name,
+            layers=manifest.layers,
+            context_tokens=manifest.context_tokens,
+            term=self.election.term,
+            coordinator=self.election.holder,
+            plan=self.follower.plan,
+            active=self.follower.active,
+            members=tuple(sorted(rows, key=lambda row: row.record.peer)),
+            problem=self.coordinator.problem,
+        )
+
+    def _push_views(self, now: float) -> list[Effect]:
+        timers = self._timers
+        pause_s = self.config.view_pause_s if timers.view_due else self.config.view_renew_s
+        return self._views(now) if now >= timers.view_at + pause_s else []
+
+    def _views(self, now: float) -> list[Effect]:
+        self._timers.view_at, self._timers.view_due = now, False
+        if not self._timers.subscribers:
+            return []
+        view = self.view(now)
+        return [Send(peer, view) for peer in sorted(self._timers.subscribers)]
+
+    def _follow_up(self, now: float) -> list[Effect]:
+        return self.follower.settled(now)

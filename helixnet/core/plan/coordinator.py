@@ -1,0 +1,296 @@
+"""The coordinator's side of a plan: snapshot, solve, weigh, offer, wait until ready, activate.
+
+It acts only while the election says that this peer holds the lease. It owns no truth: whoever takes over
+starts from the plan it follows as a member.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from helixnet.core.machine import NEVER, Effect, Emit, Event, Publish, Send, Solve, Solved
+from helixnet.core.model import Manifest
+from helixnet.core.plan.adoption import AdoptionConfig, weigh
+from helixnet.core.plan.plan import Placement, Plan, PlanNumber, uncovered
+from helixnet.core.plan.snapshot import Link, PeerView, Snapshot
+from helixnet.core.swarm.records import PeerRecord, PlanPointer, encode_pointer
+from helixnet.core.types import PeerId, Span
+from helixnet.core.wire import messages as wire
+
+
+class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """When to plan, and how long to wait for what."""
+
+    resolve_s: float = 30.0
+    """Plan anew this often even if nobody came or went."""
+    quiet_s: float = 1.0
+    """After news wait this long for more of it ..."""
+    quiet_s_max: float = 4.0
+    """... but never longer than this after the first."""
+    offer_s: float = 120.0
+    """An offered plan that is not carried by then is given up."""
+    unfit_s: float = 60.0
+    """A peer that could not load its span is left out of plans for this long."""
+    solve_s: float = 60.0
+    """An answer of the planner later than this is not waited for."""
+    pointer_lifetime_s: float = 60.0
+    pointer_renew_s: float = 15.0
+    default_round_trip_s: float = 0.05
+    default_bandwidth: float = 12.5e6
+
+
+@dataclass(slots=True)
+class _Offer:
+    plan: Plan
+    since: float
+    ready: set[PeerId] = field(default_factory=set)
+
+
+def pointer_key(network: str, manifest_hash: str) -> str:
+    """Where the directory keeps the pointer to the active plan of one swarm."""
+    return f"helixnet/1/{network}/plan/{manifest_hash[:16]}"
+
+
+class Coordinator:
+    """The machine. `records` in its calls are those of all live members, our own included, by id."""
+
+    def __init__(self, me: PeerId, network: str, manifest: Manifest, config: CoordinatorConfig) -> None:
+        self.me = me
+        self.problem = ""
+        self.term = 0
+        """The term we act in; 0 while we do not."""
+        self.solve_seconds = 0.0
+        self._pointer_key = pointer_key(network, manifest.hash)
+        self._manifest = manifest
+        self._config = config
+        self._epoch = 0
+        self._current: Plan | None = None
+        self._offer: _Offer | None = None
+        self._news_since: float | None = None
+        self._news_at = 0.0
+        self._solving_since: float | None = None
+        self._solve_at = NEVER
+        self._pointer_at = NEVER
+        self._unfit: dict[PeerId, float] = {}
+
+    def begin(self, term: int, followed: Plan | None, now: float) -> list[Effect]:
+        """We were elected: take over from the plan we followed."""
+        self.term, self._epoch, self._current = term, 0, followed
+        self._offer, self._solving_since, self._unfit, self.problem = None, None, {}, ""
+        self._solve_at = self._pointer_at = NEVER
+        self._news_since, self._news_at = now, now
+        return []
+
+    def end(self) -> None:
+        """We are no longer the coordinator."""
+        self.term, self._offer, self._solving_since = 0, None, None
+        self._news_since, self._solve_at, self._pointer_at = None, NEVER, NEVER
+
+    def news(self, now: float) -> None:
+        """Someone came, went, drained or returned: plan soon."""
+        if self.term:
+            self._news_since = now if self._news_since is None else self._news_since
+            self._news_at = now
+
+    def deadline(self) -> float:
+        """When `tick` wants to be called."""
+        if not self.term:
+            return NEVER
+        offer_ends = self._offer.since + self._config.offer_s if self._offer else NEVER
+        solve_ends = self._solving_since + self._config.solve_s if self._solving_since is not None else self._due()
+        return min(offer_ends, solve_ends, self._pointer_at)
+
+    def _due(self) -> float:
+        if self._news_since is None:
+            return self._solve_at
+        quiet = min(self._news_at + self._config.quiet_s, self._news_since + self._config.quiet_s_max)
+        return min(self._solve_at, quiet)
+
+    def tick(self, records: dict[PeerId, PeerRecord], now: float) -> list[Effect]:
+        """Start a solve, give up an offer, renew the pointer, as time demands."""
+        if not self.term:
+            return []
+        effects: list[Effect] = []
+        if now >= self._pointer_at:
+            effects += self._publish(records, now)
+        if self._offer and now >= self._offer.since + self._config.offer_s:
+            effects += self._offer_expired(records, now)
+        if self._solving_since is not None and now >= self._solving_since + self._config.solve_s:
+            self._solving_since = None
+            effects.append(Emit(Event("plan.solve_lost", {})))
+        if self._solving_since is None and now >= self._due():
+            effects += self._solve(records, now)
+        return effects
+
+    # --- solving -----------------------------------------------------------------------------------
+
+    def _solve(self, records: dict[PeerId, PeerRecord], now: float) -> list[Effect]:
+        self._news_since, self._solve_at = None, now + self._config.resolve_s
+        self._unfit = {peer: until for peer, until in self._unfit.items() if until > now}
+        snapshot = self.snapshot(records)
+        self._solving_since = now
+        current = _still_there(self._current, snapshot)
+        return [Solve(snapshot, current, seed=self.term * 1_000_003 + self._epoch)]
+
+    def snapshot(self, records: dict[PeerId, PeerRecord]) -> Snapshot:
+        """What the planner sees: measured, active peers and the links between them."""
+        usable = {
+            peer: record
+            for peer, record in records.items()
+            if record.capability is not None and record.state == "active" and peer not in self._unfit
+        }
+        views = [
+            PeerView(peer=peer, capability=record.capability, held=max(record.held, key=len, default=None))
+            for peer, record in sorted(usable.items())
+            if record.capability is not None
+        ]
+        links = [
+            Link(source=peer, target=link.target, round_trip_s=link.round_trip_s, bandwidth=link.bandwidth)
+            for peer, record in sorted(usable.items())
+            for link in sorted(record.links, key=lambda measure: measure.target)
+            if link.target in usable and link.bandwidth > 0
+        ]
+        return Snapshot(
+            manifest=self._manifest,
+            peers=tuple(views),
+            links=tuple(links),
+            default_round_trip_s=self._config.default_round_trip_s,
+            default_bandwidth=self._config.default_bandwidth,
+        )
+
+    def solved(self, outcome: Solved, records: dict[PeerId, PeerRecord], now: float) -> list[Effect]:
+        """The planner answered: weigh it, and offer it if it pays."""
+        if not self.term or self._solving_since is None:
+            return []
+        self._solving_since, self.solve_seconds = None, outcome.seconds
+        self.problem = outcome.problem
+        if outcome.placement is None:
+            return [Emit(Event("plan.impossible", {"why": outcome.problem}))]
+        if any(a.peer not in records for a in outcome.placement.assignments):
+            self.news(now)
+            return []
+        held = {peer: record.held for peer, record in records.items()}
+        verdict = weigh(outcome.current, outcome.placement, held, self._manifest, AdoptionConfig())
+        weighed: dict[str, object] = {"adopt": verdict.adopt, "why": verdict.why, "seconds": outcome.seconds}
+        effects: list[Effect] = [Emit(Event("plan.weighed", weighed))]
+        if verdict.adopt:
+            return effects + self._make_offer(outcome.placement, records, now)
+        if outcome.current is not None and self._outdated(outcome.current):
+            return effects + self._make_offer(outcome.current, records, now)
+        return effects
+
+    def _outdated(self, remaining: Placement) -> bool:
+        """Whether the plan we follow needs a new number although nothing better was found.
+
+        A new tenure carries the old plan on as its own, so that everyone follows one plan; and peers that
+        are gone are taken out of it.
+        """
+        plan = self._current
+        return plan is not None and (
+            plan.term != self.term or len(plan.placement.assignments) != len(remaining.assignments)
+        )
+
+    # --- offering ----------------------------------------------------------------------------------
+
+    def _make_offer(self, placement: Placement, records: dict[PeerId, PeerRecord], now: float) -> list[Effect]:
+        self._epoch += 1
+        plan = Plan(
+            term=self.term,
+            epoch=self._epoch,
+            coordinator=self.me,
+            manifest_hash=self._manifest.hash,
+            layers=self._manifest.layers,
+            placement=placement,
+        )
+        self._offer = _Offer(plan, now)
+        return [Send(peer, wire.PlanOffer(plan=plan)) for peer in sorted(records)]
+
+    def ready(
+        self, sender: PeerId, message: wire.PlanReady, records: dict[PeerId, PeerRecord], now: float
+    ) -> list[Effect]:
+        """A peer holds what the offered plan gives it, or cannot."""
+        offer = self._offer
+        if offer is None or offer.plan.number != PlanNumber(message.term, message.epoch):
+            return []
+        if message.problem:
+            self._unfit[sender] = now + self._config.unfit_s
+            self._offer = None
+            self.news(now)
+            return [Emit(Event("plan.refused", {"peer": sender, "why": message.problem}))]
+        offer.ready.add(sender)
+        wanted = {a.peer for a in offer.plan.placement.assignments}
+        return self._activate(records, now) if wanted <= offer.ready else []
+
+    def _offer_expired(self, records: dict[PeerId, PeerRecord], now: float) -> list[Effect]:
+        offer = self._offer
+        assert offer is not None, "the caller checked"
+        spans = [a.span for a in offer.plan.placement.assignments if a.peer in offer.ready]
+        if not uncovered(spans, self._manifest.layers):
+            return self._activate(records, now)
+        late = sorted({a.peer for a in offer.plan.placement.assignments} - offer.ready)
+        for peer in late:
+            self._unfit[peer] = now + self._config.unfit_s
+        self._offer = None
+        self.news(now)
+        return [Emit(Event("plan.expired", {"late": late}))]
+
+    def _activate(self, records: dict[PeerId, PeerRecord], now: float) -> list[Effect]:
+        assert self._offer is not None, "only an offer is activated"
+        plan, self._offer = self._offer.plan, None
+        self._current = plan
+        message = wire.PlanActive(term=plan.term, epoch=plan.epoch)
+        active: dict[str, object] = {"term": plan.term, "epoch": plan.epoch, "peers": len(plan.placement.assignments)}
+        told = [Send(peer, message) for peer in sorted(records)]
+        return [*told, Emit(Event("plan.active", active)), *self._publish(records, now)]
+
+    def remind(self, record: PeerRecord) -> list[Effect]:
+        """A member reports another plan than ours: offer it the one it should follow."""
+        followed = PlanNumber(*record.plan)
+        if self._offer is not None:
+            newest, is_active = self._offer.plan, False
+        elif self._current is not None and self._current.term == self.term:
+            newest, is_active = self._current, True
+        else:
+            return []
+        if followed > newest.number or (followed == newest.number and record.plan_active == is_active):
+            return []
+        effects: list[Effect] = [Send(record.peer, wire.PlanOffer(plan=newest))]
+        if is_active:
+            effects.append(Send(record.peer, wire.PlanActive(term=newest.term, epoch=newest.epoch)))
+        return effects
+
+    def lost(self, peer: PeerId, now: float) -> None:
+        """A member is suspect, dead or leaving: an offer that needs it is void."""
+        if self._offer is not None and any(a.peer == peer for a in self._offer.plan.placement.assignments):
+            self._offer = None
+        self.news(now)
+
+    def _publish(self, records: dict[PeerId, PeerRecord], now: float) -> list[Effect]:
+        self._pointer_at = now + self._config.pointer_renew_s
+        plan = self._current
+        if plan is None:
+            return []
+        mine = records.get(self.me)
+        pointer = PlanPointer(
+            term=plan.term,
+            epoch=plan.epoch,
+            plan_hash=plan.hash,
+            coordinator=self.me,
+            addresses=mine.addresses if mine else (),
+        )
+        return [Publish(self._pointer_key, encode_pointer(pointer), self._config.pointer_lifetime_s)]
+
+
+def _still_there(plan: Plan | None, snapshot: Snapshot) -> Placement | None:
+    """What is left of a plan's placement; the planner finds out what that is worth. None if it covers too little."""
+    if plan is None:
+        return None
+    live = {view.peer for view in snapshot.peers}
+    assignments = tuple(a for a in plan.placement.assignments if a.peer in live)
+    spans: list[Span] = [a.span for a in assignments]
+    if uncovered(spans, plan.layers):
+        return None
+    flows = tuple(f for f in plan.placement.flows if {f.source, f.target} <= live | {None})
+    return Placement(assignments=assignments, flows=flows, prediction=plan.placement.prediction)

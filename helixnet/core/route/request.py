@@ -1,0 +1,246 @@
+"""One request as its client sees it: open a pipeline, take tokens in order, go on elsewhere when one breaks.
+
+The machine keeps what the user has already been given, so a broken pipeline costs time and never a
+token: it opens a new one with prompt plus tokens so far (full replay). The simulator runs this very code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from helixnet.core.errors import (
+    Busy,
+    DeadlineExceeded,
+    HelixError,
+    ManifestMismatch,
+    NetworkError,
+    PeerGone,
+    PromptTooLong,
+    RemoteProtocolError,
+    SwarmTooSmall,
+    UsageError,
+)
+from helixnet.core.machine import NEVER, Effect, Emit, Event, Gone, Outcome, Send
+from helixnet.core.route.pipeline import Pipeline
+from helixnet.core.sampling import STOP_IDS_MAX, Sampling
+from helixnet.core.types import PeerId, SessionId
+from helixnet.core.wire import messages as wire
+
+Pick = Callable[[frozenset[PeerId]], Pipeline | None]
+"""Chooses a pipeline around the masked peers; None if there is none now."""
+
+
+class RequestConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds of one request's patience."""
+
+    open_s: float = 15.0
+    """Entry must say Opened or Refused within this."""
+    stall_s: float = 10.0
+    """Longest silence from an entry once opened; it says Opened again every few seconds while it waits."""
+    retry_s: float = 0.25
+    """Pause before trying again when nobody can serve now; doubles up to `retry_s_max`."""
+    retry_s_max: float = 2.0
+    patience_s: float = 60.0
+    """Give up when no token came for this long over all attempts."""
+    attempts_max: int = 64
+
+
+class RequestSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked. `prompt` are token ids; at most `tokens_max` new ones are made."""
+
+    manifest_hash: str
+    context_tokens: int
+    prompt: tuple[int, ...]
+    tokens_max: int
+    sampling: Sampling = Sampling()
+    stop_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise UsageError("The prompt is empty: give at least one token.")
+        if len(self.prompt) >= self.context_tokens:
+            raise PromptTooLong(
+                f"The prompt has {len(self.prompt)} tokens, but this model's context is {self.context_tokens} "
+                "tokens, one of which must stay free for the answer. Shorten the prompt."
+            )
+        if self.tokens_max < 1:
+            raise UsageError(f"At least one new token must be asked for, not {self.tokens_max}.")
+        if len(self.stop_ids) > STOP_IDS_MAX:
+            raise UsageError(f"At most {STOP_IDS_MAX} stop ids can be given, not {len(self.stop_ids)}.")
+
+    @property
+    def tokens_limit(self) -> int:
+        """New tokens that fit: what was asked, cut to the context."""
+        return min(self.tokens_max, self.context_tokens - len(self.prompt))
+
+
+class Request:
+    """The machine. Feed it messages about its sessions, `Gone` of its entry, and time.
+
+    After each call look at `tokens` (grow only), `finish` and `error`; it is over when one of the last
+    two is set. `session_ids` must give a fresh random id at each call.
+    """
+
+    def __init__(
+        self, spec: RequestSpec, pick: Pick, session_ids: Callable[[], SessionId], config: RequestConfig, now: float
+    ) -> None:
+        self.spec = spec
+        self.tokens: list[int] = []
+        self.finish = ""
+        self.error: HelixError | None = None
+        self.session: SessionId | None = None
+        self.entry: PeerId | None = None
+        self.pipelines: list[Pipeline] = []
+        """Every pipeline tried, in order: for the result and for people who want to know."""
+        self._pick = pick
+        self._new_session_id = session_ids
+        self._config = config
+        self._masked: dict[PeerId, float] = {}
+        self._base = 0
+        self._progress_at = now
+        self._next_at = now
+        self._pause_s = config.retry_s
+        self._last_problem: HelixError | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will happen."""
+        return bool(self.finish) or self.error is not None
+
+    def deadline(self) -> float:
+        """When `tick` wants to be called."""
+        return NEVER if self.over else min(self._next_at, self._progress_at + self._config.patience_s)
+
+    def tick(self, now: float) -> list[Effect]:
+        """Open, open again, or give up, as time demands."""
+        if self.over:
+            return []
+        if now >= self._progress_at + self._config.patience_s:
+            return self._give_up(now)
+        if now < self._next_at:
+            return []
+        if self.session is not None:
+            silent = self.entry
+            problem = DeadlineExceeded(f"The entry peer {_short(silent)} did not answer in time.")
+            return self._retry((silent,) if silent else (), problem, now)
+        return self._open(now)
+
+    def receive(self, sender: PeerId, message: wire.Message | Outcome, now: float) -> list[Effect]:
+        """Take a message in; what is not about the current session is ignored."""
+        if self.over:
+            return []
+        if isinstance(message, Gone):
+            if sender != self.entry or self.session is None:
+                return []
+            return self._retry((sender,), PeerGone(f"Lost the entry peer {_short(sender)}: {message.reason}"), now)
+        if sender != self.entry or getattr(message, "session", None) != self.session:
+            return []
+        match message:
+            case wire.Opened():
+                # Also comes again while a slow ring is alive: the entry vouches for it.
+                self._progress_at, self._next_at = now, now + self._config.stall_s
+            case wire.Token():
+                return self._take(message, now)
+            case wire.Refused():
+                return self._refused(message, now)
+            case wire.Broken():
+                problem = PeerGone(message.reason or "The pipeline broke.")
+                return self._retry(message.suspects, problem, now)
+        return []
+
+    def cancel(self) -> list[Effect]:
+        """Stop: the swarm frees everything; tokens so far stay."""
+        if self.over:
+            return []
+        self.finish = "cancelled"
+        return self._abandon()
+
+    def plan_changed(self, now: float) -> None:
+        """News of the swarm came: if the request is waiting for a pipeline, try at once."""
+        if not self.over and self.session is None:
+            self._next_at = now
+
+    def _open(self, now: float) -> list[Effect]:
+        if len(self.pipelines) >= self._config.attempts_max:
+            return self._give_up(now)
+        pipeline = self._pick(frozenset(peer for peer, until in self._masked.items() if until > now))
+        if pipeline is None:
+            problem = SwarmTooSmall("No live peers cover every layer of the model right now.")
+            return self._wait(self._last_problem or problem, now)
+        self.pipelines.append(pipeline)
+        self.session, self.entry = self._new_session_id(), pipeline[0].peer
+        self._base = len(self.tokens)
+        self._next_at = now + self._config.open_s
+        message = wire.Open(
+            session=self.session,
+            pipeline=pipeline,
+            manifest_hash=self.spec.manifest_hash,
+            prompt=(*self.spec.prompt, *self.tokens),
+            tokens_max=self.spec.tokens_limit - len(self.tokens),
+            sampling=self.spec.sampling,
+            stop_ids=self.spec.stop_ids,
+        )
+        opened = Event("request.opened", {"attempt": len(self.pipelines), "stages": len(pipeline)})
+        return [Send(self.entry, message), Emit(opened)]
+
+    def _take(self, message: wire.Token, now: float) -> list[Effect]:
+        expected = len(self.tokens) - self._base
+        if message.index < expected:
+            return []
+        if message.index > expected:
+            gap = RemoteProtocolError(f"Token {message.index} came where {expected} was due.")
+            return self._retry((), gap, now)
+        self.tokens.append(message.token_id)
+        self._progress_at, self._next_at = now, now + self._config.stall_s
+        self._pause_s = self._config.retry_s
+        if message.finish:
+            self.finish = message.finish
+            self.session = None
+        return []
+
+    def _refused(self, message: wire.Refused, now: float) -> list[Effect]:
+        if message.code == "bad_request":
+            self.error = UsageError(message.reason or "The swarm refused the request.")
+            return self._abandon()
+        if message.code == "manifest":
+            self.error = ManifestMismatch(message.reason or "The peer serves other weights.")
+            return self._abandon()
+        problem = Busy(message.reason or f"Peer {_short(message.peer)} is {message.code}.")
+        return self._retry((message.peer,), problem, now, masked_s=self._pause_s)
+
+    def _retry(
+        self, suspects: Sequence[PeerId], problem: HelixError, now: float, masked_s: float = 10.0
+    ) -> list[Effect]:
+        for peer in suspects:
+            self._masked[peer] = now + masked_s
+        effects = self._abandon()
+        self._last_problem = problem
+        self._next_at = now
+        lost = Event("request.retried", {"suspects": list(suspects), "why": str(problem), "tokens": len(self.tokens)})
+        return [*effects, Emit(lost), *self._open(now)]
+
+    def _abandon(self) -> list[Effect]:
+        session, entry = self.session, self.entry
+        self.session = None
+        if session is None or entry is None:
+            return []
+        return [Send(entry, wire.Cancel(session=session))]
+
+    def _wait(self, problem: HelixError, now: float) -> list[Effect]:
+        self._last_problem = problem
+        self._next_at = now + self._pause_s
+        self._pause_s = min(2 * self._pause_s, self._config.retry_s_max)
+        return [Emit(Event("request.waiting", {"why": str(problem)}))]
+
+    def _give_up(self, now: float) -> list[Effect]:
+        waited = now - self._progress_at
+        problem = self._last_problem or NetworkError("No peer answered.")
+        advice = f" No token came for {waited:.0f} s over {len(self.pipelines)} attempts; giving up."
+        self.error = type(problem)(f"{problem}{advice}")
+        return self._abandon()
+
+
+def _short(peer: PeerId | None) -> str:
+    return peer[-6:] if peer else "?"

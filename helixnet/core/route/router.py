@@ -1,0 +1,89 @@
+"""Chooses a pipeline for each request: IWRR over the plan's flows at every vertex, around the masked."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Mapping
+
+from helixnet.core.plan.plan import Plan
+from helixnet.core.route.iwrr import Iwrr
+from helixnet.core.route.pipeline import STAGES_MAX, Pipeline, Stage
+from helixnet.core.types import PeerId, Span
+
+Held = Mapping[PeerId, tuple[Span, ...]]
+
+
+class Router:
+    """Routes over one plan. A new plan needs a new router; sessions in flight stay where they are.
+
+    `held` says which layers each peer really has ready; a peer of the plan that is not in it is not used.
+    """
+
+    def __init__(self, plan: Plan, held: Held, rng: random.Random) -> None:
+        self.plan = plan
+        self.held = dict(held)
+        self._spans = {a.peer: a.span for a in plan.placement.assignments}
+        self._next: dict[PeerId | None, Iwrr[PeerId]] = {}
+        weights: dict[PeerId | None, dict[PeerId, float]] = {}
+        for flow in plan.placement.flows:
+            if flow.target is not None:
+                weights.setdefault(flow.source, {})[flow.target] = flow.tokens_per_s
+        for vertex, targets in weights.items():
+            self._next[vertex] = Iwrr(targets)
+            self._next[vertex].skip(rng)
+        self._edges = weights
+
+    def pick(self, masked: Collection[PeerId] = ()) -> Pipeline | None:
+        """The next pipeline over live peers, or None if the unmasked peers do not cover the model.
+
+        Follows the plan's flows where they lead from end to end; otherwise any peers that hold the layers.
+        """
+        return self._along_flows(masked) or self._anywhere(masked)
+
+    def _along_flows(self, masked: Collection[PeerId]) -> Pipeline | None:
+        blocked = self._dead_ends(masked)
+        stages: list[Stage] = []
+        vertex: PeerId | None = None
+        reached = 0
+        while reached < self.plan.layers and len(stages) < STAGES_MAX:
+            chooser = self._next.get(vertex)
+            peer = chooser.choose(blocked) if chooser else None
+            if peer is None:
+                return None
+            stop = self._spans[peer].stop
+            stages.append(Stage(peer, Span(reached, stop)))
+            vertex, reached = peer, stop
+        return tuple(stages) if reached == self.plan.layers else None
+
+    def _dead_ends(self, masked: Collection[PeerId]) -> set[PeerId]:
+        """Peers that are masked, not ready, or from which no unmasked flow leads to the last layer."""
+        blocked = {peer for peer in self._spans if peer in masked or not self._is_ready(peer)}
+        # Spans stop later and later along an edge, so one pass from the back settles everything.
+        for peer in sorted(self._spans, key=lambda p: -self._spans[p].stop):
+            onward = self._edges.get(peer, {})
+            if self._spans[peer].stop < self.plan.layers and all(target in blocked for target in onward):
+                blocked.add(peer)
+        return blocked
+
+    def _is_ready(self, peer: PeerId) -> bool:
+        return any(span.holds(self._spans[peer]) for span in self.held.get(peer, ()))
+
+    def _anywhere(self, masked: Collection[PeerId]) -> Pipeline | None:
+        """Fewest stages over whatever the unmasked peers hold: always the span that reaches farthest."""
+        stages: list[Stage] = []
+        reached = 0
+        used: set[PeerId] = set()
+        while reached < self.plan.layers and len(stages) < STAGES_MAX:
+            ahead = [
+                (min(span.stop, self.plan.layers), peer)
+                for peer, spans in sorted(self.held.items())
+                for span in spans
+                if peer not in masked and peer not in used and span.start <= reached < span.stop
+            ]
+            if not ahead:
+                return None
+            stop, peer = max(ahead, key=lambda pair: pair[0])
+            stages.append(Stage(peer, Span(reached, stop)))
+            used.add(peer)
+            reached = stop
+        return tuple(stages) if reached == self.plan.layers else None

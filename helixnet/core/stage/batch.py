@@ -1,0 +1,64 @@
+"""Continuous batching: all ready decode steps first, then prefill chunks within a token budget."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from helixnet.core.stage.work import Work
+from helixnet.core.types import SessionId
+
+DECODE_BATCH_MAX = 64
+PREFILL_BUDGET_TOKENS = 256
+"""Prompt tokens run beside the decode steps of one batch: bounds what a long prompt adds to each gap."""
+
+
+class Batcher:
+    """Ready work of one stage, in arrival order. A batch holds at most one item of each session."""
+
+    def __init__(self) -> None:
+        self._decode: deque[Work] = deque()
+        self._prefill: deque[Work] = deque()
+
+    def add(self, work: Work) -> None:
+        """Queue one chunk or step."""
+        (self._decode if work.tokens == 1 and work.position > 0 else self._prefill).append(work)
+
+    def forget(self, session: SessionId) -> None:
+        """Drop what is queued for a session."""
+        self._decode = deque(work for work in self._decode if work.session != session)
+        self._prefill = deque(work for work in self._prefill if work.session != session)
+
+    def take(self) -> tuple[Work, ...]:
+        """The next batch; empty if nothing is ready."""
+        batch: list[Work] = []
+        chosen: set[SessionId] = set()
+        later: deque[Work] = deque()
+        while self._decode and len(batch) < DECODE_BATCH_MAX:
+            work = self._decode.popleft()
+            if work.session in chosen:
+                later.append(work)
+                continue
+            batch.append(work)
+            chosen.add(work.session)
+        self._decode.extendleft(reversed(later))
+        return (*batch, *self._take_prefill(chosen))
+
+    def _take_prefill(self, chosen: set[SessionId]) -> list[Work]:
+        batch: list[Work] = []
+        later: deque[Work] = deque()
+        budget = PREFILL_BUDGET_TOKENS
+        while self._prefill and budget > 0:
+            work = self._prefill.popleft()
+            fits = work.tokens <= budget or not batch
+            if work.session in chosen or not fits:
+                later.append(work)
+                chosen.add(work.session)  # keeps a session's chunks in order
+                continue
+            batch.append(work)
+            chosen.add(work.session)
+            budget -= work.tokens
+        self._prefill.extendleft(reversed(later))
+        return batch
+
+    def __len__(self) -> int:
+        return len(self._decode) + len(self._prefill)

@@ -1,0 +1,236 @@
+"""The entry peer's part: opens every stage, feeds the prompt, closes the ring, streams to the client."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from helixnet.core.machine import NEVER, Effect, Send
+from helixnet.core.route.pipeline import check_pipeline
+from helixnet.core.stage.stage import StageMachine
+from helixnet.core.types import PeerId, SessionId
+from helixnet.core.wire import messages as wire
+
+
+class EntryConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds of the entry's patience."""
+
+    reserve_s: float = 5.0
+    """All stages must have answered a reservation within this."""
+    ping_s: float = 2.0
+    """Silence of the ring after which the stages are pinged; also the pause between pings."""
+    pong_s: float = 6.0
+    """A stage that answers no ping for this long is suspected."""
+    stall_s: float = 120.0
+    """Longest silence of the ring while all stages answer pings (a long prompt on a slow peer)."""
+    prefill_chunk_tokens: int = 128
+    sessions_max: int = 256
+
+
+@dataclass(slots=True)
+class EntrySession:
+    """A session this peer is the entry of."""
+
+    client: PeerId
+    open: wire.Open
+    waiting: set[PeerId]
+    """Stages that have not answered the reservation."""
+    progress_at: float
+    """When the ring last moved."""
+    pinged_at: float
+    heard_at: dict[PeerId, float] = field(default_factory=dict)
+    """When each stage was last heard of."""
+    made: int = 0
+    """Tokens sent to the client."""
+
+    @property
+    def position_due(self) -> int:
+        """The position whose logits the next sample must come from."""
+        return len(self.open.prompt) + self.made - 1
+
+
+class EntryMachine:
+    """Works beside the stage machine of the same peer and queues tokens there."""
+
+    def __init__(self, me: PeerId, stage: StageMachine, config: EntryConfig) -> None:
+        self.me = me
+        self.sessions: dict[SessionId, EntrySession] = {}
+        self._stage = stage
+        self._config = config
+
+    # --- opening -----------------------------------------------------------------------------------
+
+    def open(self, sender: PeerId, message: wire.Open, now: float) -> list[Effect]:
+        """Ask every stage, ourselves too, to make room."""
+        code, reason = self._objection(message)
+        if code:
+            return [Send(sender, wire.Refused(session=message.session, peer=self.me, code=code, reason=reason))]
+        peers = [stage.peer for stage in message.pipeline]
+        self.sessions[message.session] = EntrySession(sender, message, set(peers), now, now, dict.fromkeys(peers, now))
+        last = len(peers) - 1
+        return [
+            Send(
+                peer,
+                wire.Reserve(
+                    session=message.session,
+                    pipeline=message.pipeline,
+                    stage=stage,
+                    manifest_hash=message.manifest_hash,
+                    tokens_max=len(message.prompt) + message.tokens_max,
+                    sampling=message.sampling if stage == last else None,
+                ),
+            )
+            for stage, peer in enumerate(peers)
+        ]
+
+    def _objection(self, message: wire.Open) -> tuple[str, str]:
+        manifest = self._stage.manifest
+        if message.manifest_hash != manifest.hash:
+            return "manifest", f"this swarm serves {manifest.name} with manifest {manifest.hash[:12]}"
+        try:
+            check_pipeline(message.pipeline, manifest.layers)
+        except ValueError as error:
+            return "bad_request", str(error)
+        if message.pipeline[0].peer != self.me:
+            return "bad_request", "the pipeline does not begin here"
+        if len(message.prompt) + message.tokens_max > manifest.context_tokens:
+            wanted = f"{len(message.prompt)} + {message.tokens_max} tokens"
+            return "bad_request", f"{wanted} do not fit the context of {manifest.context_tokens}"
+        if max(message.prompt) >= manifest.vocab_size:
+            return "bad_request", f"a token id is not below the vocabulary size {manifest.vocab_size}"
+        if message.session in self.sessions or len(self.sessions) >= self._config.sessions_max:
+            return "busy", "too many sessions"
+        return "", ""
+
+    def reserved(self, sender: PeerId, message: wire.Reserved, now: float) -> list[Effect]:
+        """One stage made room; when the last one has, the prompt goes in."""
+        session = self._session(message.session, sender)
+        if session is None:
+            # The session ended meanwhile: what was reserved for it must not stay.
+            return [Send(sender, wire.Release(session=message.session))]
+        session.waiting.discard(sender)
+        session.heard_at[sender] = now
+        if session.waiting:
+            return []
+        session.progress_at = now
+        effects: list[Effect] = [Send(session.client, wire.Opened(session=message.session))]
+        prompt, chunk = session.open.prompt, self._config.prefill_chunk_tokens
+        for start in range(0, len(prompt), chunk):
+            ids = prompt[start : start + chunk]
+            last = start + len(ids) == len(prompt)
+            effects += self._stage.submit(message.session, start, ids, last, now)
+        return effects + self._stage.pump()
+
+    def refused(self, sender: PeerId, message: wire.Refused) -> list[Effect]:
+        """One stage has no room: tell the client, free the others."""
+        session = self._session(message.session, sender)
+        if session is None:
+            return []
+        return [Send(session.client, message), *self._end(message.session)]
+
+    # --- running -----------------------------------------------------------------------------------
+
+    def sampled(self, sender: PeerId, message: wire.Sampled, now: float) -> list[Effect]:
+        """The ring closed for these sessions: pass the tokens on and go round again."""
+        effects: list[Effect] = []
+        for item in message.items:
+            session = self.sessions.get(item.session)
+            if session is None or session.open.pipeline[-1].peer != sender or item.position != session.position_due:
+                continue
+            effects += self._token(session, item, now)
+        return effects + self._stage.pump()
+
+    def _token(self, session: EntrySession, item: wire.SampledItem, now: float) -> list[Effect]:
+        finish = ""
+        if item.token_id in session.open.stop_ids:
+            finish = "stop"
+        elif session.made + 1 >= session.open.tokens_max:
+            finish = "length"
+        token = wire.Token(session=item.session, index=session.made, token_id=item.token_id, finish=finish)
+        session.made += 1
+        session.progress_at = session.heard_at[session.open.pipeline[-1].peer] = now
+        if finish:
+            return [Send(session.client, token), *self._end(item.session)]
+        onward = self._stage.submit(item.session, item.position + 1, (item.token_id,), True, now)
+        return [Send(session.client, token), *onward]
+
+    def pong(self, sender: PeerId, now: float) -> None:
+        """A stage lives."""
+        for session in self.sessions.values():
+            if sender in session.heard_at:
+                session.heard_at[sender] = now
+
+    # --- ending ------------------------------------------------------------------------------------
+
+    def cancel(self, sender: PeerId, message: wire.Cancel) -> list[Effect]:
+        """The client wants no more."""
+        session = self.sessions.get(message.session)
+        return self._end(message.session) if session is not None and session.client == sender else []
+
+    def broken(self, sender: PeerId, message: wire.Broken) -> list[Effect]:
+        """A stage reports that the pipeline cannot go on."""
+        session = self._session(message.session, sender)
+        return self._break(message.session, message.suspects, message.reason) if session is not None else []
+
+    def gone(self, peer: PeerId, reason: str) -> list[Effect]:
+        """A client or a stage cannot be reached."""
+        effects: list[Effect] = []
+        for session_id, session in list(self.sessions.items()):
+            if session.client == peer:
+                effects += self._end(session_id)
+            elif peer in session.heard_at:
+                effects += self._break(session_id, (peer,), f"peer {peer[-6:]} is gone: {reason}")
+        return effects
+
+    def break_all(self, reason: str) -> list[Effect]:
+        """End every session here, for instance because this peer leaves."""
+        effects: list[Effect] = []
+        for session_id in list(self.sessions):
+            effects += self._break(session_id, (self.me,), reason)
+        return effects
+
+    def deadline(self) -> float:
+        """When the next ping, reservation or stall is due."""
+        return min((self._due(session) for session in self.sessions.values()), default=NEVER)
+
+    def _due(self, session: EntrySession) -> float:
+        if session.waiting:
+            return session.progress_at + self._config.reserve_s
+        return max(session.progress_at, session.pinged_at) + self._config.ping_s
+
+    def tick(self, now: float) -> list[Effect]:
+        """Ping quiet rings, suspect the silent, end what has stalled."""
+        effects: list[Effect] = []
+        for session_id, session in list(self.sessions.items()):
+            if now >= self._due(session):
+                effects += self._wake(session_id, session, now)
+        return effects
+
+    def _wake(self, session_id: SessionId, session: EntrySession, now: float) -> list[Effect]:
+        if session.waiting:
+            return self._break(session_id, tuple(sorted(session.waiting)), "a stage did not answer the reservation")
+        since = now - self._config.pong_s
+        silent = tuple(p for p, heard in sorted(session.heard_at.items()) if p != self.me and heard < since)
+        if silent and session.progress_at < since:
+            return self._break(session_id, silent, "a stage fell silent")
+        if now - session.progress_at >= self._config.stall_s:
+            return self._break(session_id, (), f"no token for {self._config.stall_s:.0f} s")
+        session.pinged_at = now
+        others = [peer for peer in session.heard_at if peer != self.me]
+        # The client hears Opened again: the entry vouches for a ring that is slow, not dead.
+        alive = Send(session.client, wire.Opened(session=session_id))
+        return [alive, *(Send(peer, wire.Ping(nonce=0)) for peer in others)]
+
+    def _session(self, session_id: SessionId, sender: PeerId) -> EntrySession | None:
+        session = self.sessions.get(session_id)
+        return session if session is not None and sender in session.heard_at else None
+
+    def _break(self, session_id: SessionId, suspects: tuple[PeerId, ...], reason: str) -> list[Effect]:
+        client = self.sessions[session_id].client
+        told = Send(client, wire.Broken(session=session_id, suspects=suspects, reason=reason))
+        return [told, *self._end(session_id)]
+
+    def _end(self, session_id: SessionId) -> list[Effect]:
+        session = self.sessions.pop(session_id)
+        return [Send(stage.peer, wire.Release(session=session_id)) for stage in session.open.pipeline]

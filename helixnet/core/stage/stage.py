@@ -1,0 +1,254 @@
+"""The stage machine: reserves room, batches what arrives, hands on what comes out, frees what ends."""
+
+from __future__ import annotations
+
+import msgspec
+
+from helixnet.core.errors import Busy, RemoteProtocolError
+from helixnet.core.machine import (
+    NEVER,
+    BatchDone,
+    Effect,
+    Emit,
+    Event,
+    OpenKv,
+    ReleaseKv,
+    RunBatch,
+    Send,
+)
+from helixnet.core.model import DTYPE_BYTES, Manifest
+from helixnet.core.route.pipeline import check_pipeline
+from helixnet.core.stage.batch import Batcher
+from helixnet.core.stage.meter import Meter
+from helixnet.core.stage.pages import PAGE_TOKENS, PagePool
+from helixnet.core.stage.session import StageSession
+from helixnet.core.stage.work import Work
+from helixnet.core.types import PeerId, SessionId, Span
+from helixnet.core.wire import messages as wire
+from helixnet.core.wire.activation import Activation
+from helixnet.core.wire.codec import Lane
+
+
+class StageConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds of a stage."""
+
+    idle_s: float = 120.0
+    """A session that nothing was heard of for this long is released."""
+    sessions_max: int = 256
+
+
+class StageMachine:
+    """Runs the layers this peer holds for whoever opened a session here.
+
+    `held` is what the engine has ready and `served` what new sessions may use of it (less, while a
+    span drains).
+    """
+
+    def __init__(self, me: PeerId, manifest: Manifest, memory_bytes: int, config: StageConfig) -> None:
+        self.me = me
+        self.manifest = manifest
+        self.memory_bytes = memory_bytes
+        self.held: tuple[Span, ...] = ()
+        self.served: tuple[Span, ...] = ()
+        self.draining = False
+        self.pool = PagePool(PAGE_TOKENS * manifest.kv_bytes)
+        self.meter = Meter()
+        self.sessions: dict[SessionId, StageSession] = {}
+        self._config = config
+        self._batcher = Batcher()
+        self._running: tuple[Work, ...] = ()
+        self._row_bytes = manifest.hidden_size * DTYPE_BYTES[manifest.dtype]
+
+    # --- what it holds -----------------------------------------------------------------------------
+
+    def set_held(self, held: tuple[Span, ...], served: tuple[Span, ...]) -> None:
+        """The engine loaded or dropped layers: the rest of the memory is KV room."""
+        self.held, self.served = held, served
+        weights = sum(self.manifest.span_bytes(span.start, span.stop) for span in held)
+        self.pool.resize(self.memory_bytes - weights)
+
+    def uses_outside(self, keep: Span | None) -> bool:
+        """Whether a session here still runs layers outside `keep`."""
+        return any(keep is None or not keep.holds(session.layers) for session in self.sessions.values())
+
+    # --- machine -----------------------------------------------------------------------------------
+
+    def deadline(self) -> float:
+        """When the next idle session is due."""
+        return min((s.active_at for s in self.sessions.values()), default=NEVER) + self._config.idle_s
+
+    def tick(self, now: float) -> list[Effect]:
+        """Release idle sessions."""
+        idle = [s.session for s in self.sessions.values() if now >= s.active_at + self._config.idle_s]
+        effects: list[Effect] = []
+        for session in idle:
+            effects += [Emit(Event("session.idle", {"session": session})), *self.release(session)]
+        return effects
+
+    def reserve(self, sender: PeerId, message: wire.Reserve, now: float) -> list[Effect]:
+        """Make room for a session or refuse it; nothing is half-opened."""
+        code, reason = self._objection(message)
+        if not code:
+            layers = message.pipeline[message.stage].layers
+            try:
+                self.pool.reserve(message.session, layers, message.tokens_max)
+            except Busy as busy:
+                code, reason = "busy", str(busy)
+        if code:
+            return [Send(sender, wire.Refused(session=message.session, peer=self.me, code=code, reason=reason))]
+        self.sessions[message.session] = StageSession(
+            message.session, message.pipeline, message.stage, message.tokens_max, message.sampling, now
+        )
+        return [
+            OpenKv(message.session, layers, message.tokens_max),
+            Send(sender, wire.Reserved(session=message.session)),
+        ]
+
+    def _objection(self, message: wire.Reserve) -> tuple[str, str]:
+        """Why the reservation cannot be: (code, reason); empty strings if it can."""
+        if message.manifest_hash != self.manifest.hash:
+            return "manifest", f"this peer serves {self.manifest.name} with manifest {self.manifest.hash[:12]}"
+        try:
+            check_pipeline(message.pipeline, self.manifest.layers)
+        except ValueError as error:
+            return "bad_request", str(error)
+        mine = message.pipeline[message.stage]
+        if mine.peer != self.me:
+            return "bad_request", "the reservation is for another peer"
+        if message.stage == len(message.pipeline) - 1 and message.sampling is None:
+            return "bad_request", "the exit was not told how to sample"
+        if self.draining:
+            return "draining", "this peer is leaving"
+        if not any(span.holds(mine.layers) for span in self.served):
+            return "not_held", f"layers {mine.layers} are not served here"
+        if message.session in self.sessions or len(self.sessions) >= self._config.sessions_max:
+            return "busy", "too many sessions"
+        return "", ""
+
+    def steps(self, sender: PeerId, message: wire.Steps, body: memoryview, now: float) -> list[Effect]:
+        """Take activations in from the stage before.
+
+        Raises:
+            RemoteProtocolError: the body is not what the items announce.
+        """
+        if any(item.tokens < 1 or item.position < 0 for item in message.items):
+            raise RemoteProtocolError("a step has no tokens or a negative position")
+        if sum(item.tokens for item in message.items) * self._row_bytes != body.nbytes:
+            raise RemoteProtocolError("the activations are not as long as their frame announces")
+        effects: list[Effect] = []
+        offset = 0
+        for item in message.items:
+            rows = body[offset : offset + item.tokens * self._row_bytes]
+            offset += rows.nbytes
+            session = self.sessions.get(item.session)
+            if session is None or session.previous_hop != sender:
+                lost = wire.Broken(session=item.session, suspects=(self.me,), reason="the stage has no such session")
+                effects.append(Send(sender, lost))
+                continue
+            activation = Activation(self.manifest.dtype, item.tokens, self.manifest.hidden_size, rows)
+            effects += self._enqueue(session, item.position, activation, item.sample, now)
+        return effects + self.pump()
+
+    def submit(
+        self, session_id: SessionId, position: int, token_ids: tuple[int, ...], sample: bool, now: float
+    ) -> list[Effect]:
+        """Queue tokens at the first stage, for the entry. Call `pump` afterwards."""
+        session = self.sessions.get(session_id)
+        if session is None:
+            return []
+        return self._enqueue(session, position, token_ids, sample, now)
+
+    def _enqueue(
+        self, session: StageSession, position: int, rows: Activation | tuple[int, ...], sample: bool, now: float
+    ) -> list[Effect]:
+        tokens = rows.tokens if isinstance(rows, Activation) else len(rows)
+        if position != session.next_position or position + tokens > session.tokens_max:
+            return self._broken(session, (), f"position {position} came where {session.next_position} was due")
+        session.next_position += tokens
+        session.active_at = now
+        self.meter.count(session.previous_hop, tokens, now)
+        is_exit = session.next_hop is None
+        self._batcher.add(
+            Work(
+                session=session.session,
+                layers=session.layers,
+                position=position,
+                token_ids=None if isinstance(rows, Activation) else rows,
+                activation=rows if isinstance(rows, Activation) else None,
+                sample=session.sampling if sample and is_exit else None,
+                wanted=sample,
+            )
+        )
+        return []
+
+    def pump(self) -> list[Effect]:
+        """Start the next batch if the engine is free."""
+        if self._running:
+            return []
+        self._running = self._batcher.take()
+        return [RunBatch(self._running)] if self._running else []
+
+    def done(self, outcome: BatchDone, now: float) -> list[Effect]:
+        """Hand on what the engine made, one frame for each next hop and lane; start the next batch."""
+        batch, self._running = self._running, ()
+        effects = self.pump()  # first of all: the engine should not wait for our sending
+        onward: dict[tuple[PeerId, Lane], list[tuple[Work, Activation]]] = {}
+        sampled: dict[PeerId, list[wire.SampledItem]] = {}
+        for work, result in zip(batch, outcome.results, strict=True):
+            session = self.sessions.get(work.session)
+            if session is None:
+                continue  # released while it ran
+            if result.error is not None:
+                effects += self._broken(session, (self.me,), f"the engine failed: {result.error}")
+            elif result.token_id is not None:
+                item = wire.SampledItem(work.session, work.position + work.tokens - 1, result.token_id)
+                sampled.setdefault(session.entry, []).append(item)
+            elif result.activation is not None and session.next_hop is not None:
+                lane = Lane.TOKEN if work.tokens == 1 else Lane.PREFILL
+                onward.setdefault((session.next_hop, lane), []).append((work, result.activation))
+        effects += [Send(entry, wire.Sampled(items=tuple(items))) for entry, items in sampled.items()]
+        effects += [_steps(peer, lane, parts) for (peer, lane), parts in onward.items()]
+        return effects
+
+    def release(self, session_id: SessionId) -> list[Effect]:
+        """Free everything of a session; unknown ones are ignored."""
+        if self.sessions.pop(session_id, None) is None:
+            return []
+        self._batcher.forget(session_id)
+        self.pool.release(session_id)
+        return [ReleaseKv(session_id)]
+
+    def gone(self, peer: PeerId, reason: str) -> list[Effect]:
+        """A peer cannot be reached: free what it began, report what cannot go on because of it."""
+        effects: list[Effect] = []
+        for session in list(self.sessions.values()):
+            if session.entry == peer:
+                effects += self.release(session.session)
+            elif session.next_hop == peer:
+                effects += self._broken(session, (peer,), f"peer {peer[-6:]} is gone: {reason}")
+        return effects
+
+    def broken(self, sender: PeerId, message: wire.Broken) -> list[Effect]:
+        """The next hop cannot go on: tell the entry."""
+        session = self.sessions.get(message.session)
+        if session is None or session.next_hop != sender:
+            return []
+        return self._broken(session, message.suspects, message.reason)
+
+    def break_outside(self, keep: Span | None, reason: str) -> list[Effect]:
+        """End the sessions that run layers outside `keep`: their clients go on elsewhere."""
+        effects: list[Effect] = []
+        for session in list(self.sessions.values()):
+            if keep is None or not keep.holds(session.layers):
+                effects += self._broken(session, (self.me,), reason)
+        return effects
+
+    def _broken(self, session: StageSession, suspects: tuple[PeerId, ...], reason: str) -> list[Effect]:
+        told = Send(session.entry, wire.Broken(session=session.session, suspects=suspects, reason=reason))
+        return [told, *self.release(session.session)]
+
+
+def _steps(peer: PeerId, lane: Lane, parts: list[tuple[Work, Activation]]) -> Send:
+    items = tuple(wire.StepItem(work.session, work.position, work.tokens, work.wanted) for work, _ in parts)
+    body = parts[0][1].data if len(parts) == 1 else b"".join(activation.data for _, activation in parts)
+    return Send(peer, wire.Steps(items=items), memoryview(body), lane)

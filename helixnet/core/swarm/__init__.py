@@ -1,0 +1,1 @@
+"""Who is in the swarm, what they can do, and who plans for them."""

@@ -1,0 +1,147 @@
+"""Who plans: ranked members, a lease that must be renewed, terms that only grow (design, section 6).
+
+There is no consensus on an open DHT, so nothing depends on there being one coordinator: a plan only
+changes efficiency. Two sides of a partition each elect one; when it heals, the higher
+(term, stability, id) stays and the other steps down.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import msgspec
+
+from helixnet.core.machine import Effect, Emit, Event, Send
+from helixnet.core.types import PeerId
+from helixnet.core.wire.messages import Lease, Resign
+
+
+class LeaseConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Timing of the lease."""
+
+    settle_s: float = 1.5
+    """A fresh peer listens this long before it may claim."""
+    duration_s: float = 4.0
+    renew_s: float = 1.0
+    drift_margin_s: float = 0.5
+    """The holder's own view ends this much earlier: clocks run at different speeds."""
+    claim_stagger_s: float = 0.7
+    """The second in rank waits this much longer than the first, the third twice, and so on."""
+    stagger_ranks_max: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A live member that could coordinate."""
+
+    peer: PeerId
+    uptime_s: float
+
+
+def stability(uptime_s: float) -> int:
+    """Uptime in coarse doublings, so that ranks do not change every second: 0 below a minute, then 1, 2, ..."""
+    return int(math.log2(max(1.0, uptime_s / 30.0)))
+
+
+def rank(candidates: list[Candidate]) -> list[PeerId]:
+    """Best first: longest stable, ties by id (the larger wins, as in comparing leases)."""
+    return [c.peer for c in sorted(candidates, key=lambda c: (stability(c.uptime_s), c.peer), reverse=True)]
+
+
+class Election:
+    """One peer's view of the lease. The caller passes who is live; only members with layers or room may claim."""
+
+    def __init__(self, me: PeerId, config: LeaseConfig, now: float) -> None:
+        self.me = me
+        self.term = 0
+        """Highest term seen."""
+        self.holder: PeerId | None = None
+        self.addresses: tuple[str, ...] = ()
+        self._config = config
+        self._strength: tuple[int, int, PeerId] = (0, 0, PeerId(""))
+        self._expires_at = -math.inf
+        self._renew_at = -math.inf
+        self._vacant_since = now + config.settle_s
+
+    def i_hold(self, now: float) -> bool:
+        """Whether we may act as coordinator now."""
+        return self.holder == self.me and now < self._expires_at - self._config.drift_margin_s
+
+    def see_term(self, term: int) -> None:
+        """Someone has heard of this term: a claim of ours must be higher."""
+        self.term = max(self.term, term)
+
+    def lease(self, sender: PeerId, message: Lease, now: float) -> list[Effect]:
+        """A claim or a renewal came. A weaker one is answered with the stronger lease we follow."""
+        if message.coordinator != sender or message.duration_s > 10 * self._config.duration_s:
+            return []
+        strength = (message.term, message.stability, message.coordinator)
+        self.see_term(message.term)
+        if strength < self._strength and now < self._expires_at:
+            if self.holder == self.me:
+                return [Send(sender, self._message())]
+            return []
+        effects: list[Effect] = []
+        if sender != self.holder:
+            effects.append(Emit(Event("coordinator.changed", {"coordinator": sender, "term": message.term})))
+        self.holder, self._strength, self.addresses = sender, strength, message.addresses
+        self._expires_at = now + message.duration_s
+        return effects
+
+    def vacate(self, peer: PeerId, now: float) -> None:
+        """The coordinator resigned or its channel broke: its lease ends now."""
+        if peer == self.holder and peer != self.me:
+            self._expires_at = min(self._expires_at, now)
+            self._lapse(now)
+
+    def resign(self, live: list[Candidate]) -> list[Effect]:
+        """Give the lease back before leaving."""
+        if self.holder != self.me:
+            return []
+        self.holder, self._expires_at = None, -math.inf
+        return [Send(c.peer, Resign(term=self.term)) for c in live if c.peer != self.me]
+
+    def tick(
+        self, now: float, mine: Candidate | None, live: list[Candidate], addresses: tuple[str, ...]
+    ) -> list[Effect]:
+        """Renew what we hold, notice what has lapsed, claim what is ours to claim.
+
+        `mine` is None while we may not coordinate (not ready, leaving); `live` are the other live members.
+        """
+        if self.holder == self.me and now < self._expires_at and self.term == self._strength[0]:
+            return self._renew(now, live) if now >= self._renew_at else []
+        self._lapse(now)
+        outbid = self.holder == self.me  # a member has seen a higher term than ours: claim above it
+        if mine is None or (self.holder is not None and not outbid) or now < self._vacant_since:
+            return []
+        order = rank([mine, *live])
+        place = 0 if outbid else min(order.index(self.me), self._config.stagger_ranks_max)
+        if now < self._vacant_since + place * self._config.claim_stagger_s:
+            return []
+        self.term += 1
+        self.holder, self.addresses = self.me, addresses
+        self._strength = (self.term, stability(mine.uptime_s), self.me)
+        claimed = Emit(Event("coordinator.changed", {"coordinator": self.me, "term": self.term}))
+        return [claimed, *self._renew(now, live)]
+
+    def _lapse(self, now: float) -> None:
+        if self.holder is not None and now >= self._expires_at:
+            self.holder = None
+            self._vacant_since = max(self._vacant_since, now)
+
+    def _renew(self, now: float, live: list[Candidate]) -> list[Effect]:
+        # The holder counts from when it asked, everyone else from when they heard.
+        self._expires_at = now + self._config.duration_s
+        self._renew_at = now + self._config.renew_s
+        return [Send(c.peer, self._message()) for c in live if c.peer != self.me]
+
+    def _message(self) -> Lease:
+        term, steadiness, holder = self._strength
+        return Lease(
+            term=term,
+            coordinator=holder,
+            stability=steadiness,
+            duration_s=self._config.duration_s,
+            addresses=self.addresses,
+        )

@@ -1,0 +1,27 @@
+"""Activations as bytes: what one stage hands the next, in the served dtype, raw and little-endian."""
+
+from __future__ import annotations
+
+import msgspec
+
+from helixnet.core.model import DTYPE_BYTES
+
+
+class Activation(msgspec.Struct, frozen=True, eq=False):
+    """Hidden states of `tokens` tokens, row by row: shape [tokens, hidden_size].
+
+    Raises:
+        ValueError: `data` is not exactly tokens x hidden_size x bytes of dtype long.
+    """
+
+    dtype: str
+    tokens: int
+    hidden_size: int
+    data: bytes | bytearray | memoryview
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPE_BYTES or self.tokens < 1 or self.hidden_size < 1:
+            raise ValueError(f"not an activation: {self.dtype!r}, {self.tokens} x {self.hidden_size}")
+        expected = self.tokens * self.hidden_size * DTYPE_BYTES[self.dtype]
+        if memoryview(self.data).nbytes != expected:
+            raise ValueError(f"an activation of {expected} bytes was announced, {memoryview(self.data).nbytes} came")

@@ -1,0 +1,364 @@
+"""Every message of the protocol: one tagged union, msgpack on the wire (docs/protocol.md tells the stories)."""
+
+from __future__ import annotations
+
+import msgspec
+
+from helixnet.core.errors import RemoteProtocolError
+from helixnet.core.plan.plan import PEERS_MAX, Plan
+from helixnet.core.route.pipeline import STAGES_MAX, Pipeline
+from helixnet.core.sampling import STOP_IDS_MAX, Sampling
+from helixnet.core.swarm.records import PeerRecord
+from helixnet.core.types import SESSION_ID_CHARS_MAX, PeerId, SessionId
+
+PROTOCOL = 1
+PROMPT_TOKENS_MAX = 262_144
+STEPS_MAX = 1_024
+TEXT_CHARS_MAX = 2_000
+
+
+class _Message(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
+    """Base: msgspec puts the class name into the bytes."""
+
+
+# --- first words -----------------------------------------------------------------------------------
+
+
+class Hello(_Message, frozen=True):
+    """First message on a channel, both ways; another protocol or network ends the conversation."""
+
+    protocol: int
+    network: str
+    agent: str = ""
+
+
+class Goodbye(_Message, frozen=True):
+    """The sender will not talk further, and why."""
+
+    reason: str
+
+
+# --- links -----------------------------------------------------------------------------------------
+
+
+class Ping(_Message, frozen=True):
+    nonce: int
+
+
+class Pong(_Message, frozen=True):
+    nonce: int
+
+
+class ProbeData(_Message, frozen=True):
+    """Part of a bounded timed transfer; the bytes are the frame's body."""
+
+    nonce: int
+    sequence: int
+    final: bool = False
+
+
+class ProbeReport(_Message, frozen=True):
+    """What the receiver of a timed transfer saw, from its first to its last part."""
+
+    nonce: int
+    received_bytes: int
+    seconds: float
+
+
+# --- membership, election, plans -------------------------------------------------------------------
+
+
+class Announce(_Message, frozen=True):
+    """A member's heartbeat to the coordinator."""
+
+    record: PeerRecord
+
+
+class Leave(_Message, frozen=True):
+    """The sender leaves on purpose and finishes only what it has."""
+
+
+class Lease(_Message, frozen=True):
+    """The coordinator's claim and its renewals. Compare by (term, stability, coordinator)."""
+
+    term: int
+    coordinator: PeerId
+    stability: int
+    duration_s: float
+    addresses: tuple[str, ...] = ()
+
+
+class Resign(_Message, frozen=True):
+    """The coordinator gives its lease back before it ends."""
+
+    term: int
+
+
+class PlanOffer(_Message, frozen=True):
+    """Load what this plan gives you and say when you are ready."""
+
+    plan: Plan
+
+
+class PlanReady(_Message, frozen=True):
+    """The sender holds what the plan gives it; or why it cannot."""
+
+    term: int
+    epoch: int
+    problem: str = ""
+
+
+class PlanActive(_Message, frozen=True):
+    """The plan carries its flow from now on; what it does not need may be dropped."""
+
+    term: int
+    epoch: int
+
+
+class GetPlan(_Message, frozen=True):
+    """Send me the plan you follow (as PlanOffer, then PlanActive if it is active)."""
+
+
+# --- what clients see ------------------------------------------------------------------------------
+
+
+class MemberView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One member as the answering peer sees it."""
+
+    record: PeerRecord
+    state: str
+    """joining, active, suspect, draining or dead."""
+
+
+class GetView(_Message, frozen=True):
+    """Send me what you know of the swarm; with `subscribe`, again whenever it changes."""
+
+    subscribe: bool = False
+
+
+class View(_Message, frozen=True):
+    """The swarm as one peer sees it: best asked of the coordinator."""
+
+    manifest_hash: str
+    model: str
+    layers: int
+    context_tokens: int
+    term: int
+    coordinator: PeerId | None
+    plan: Plan | None
+    active: bool
+    members: tuple[MemberView, ...]
+    problem: str = ""
+    """Why there is no plan that serves, in words; empty if all is well."""
+
+
+class GetModelPart(_Message, frozen=True):
+    """Send me a file that describes the model: `tokenizer`, `chat` or `config`."""
+
+    part: str
+
+
+class ModelPart(_Message, frozen=True):
+    """The file is the frame's body."""
+
+    part: str
+    sha256: str
+
+
+# --- requests --------------------------------------------------------------------------------------
+
+
+class Open(_Message, frozen=True):
+    """Client to entry: run this prompt through this pipeline.
+
+    A resumed request is an Open whose prompt ends with the tokens made so far: sampling depends only on
+    (seed, position, logits), so it goes on with the very same tokens.
+    """
+
+    session: SessionId
+    pipeline: Pipeline
+    manifest_hash: str
+    prompt: tuple[int, ...]
+    tokens_max: int
+    """New tokens to make at most."""
+    sampling: Sampling
+    stop_ids: tuple[int, ...] = ()
+
+
+class Opened(_Message, frozen=True):
+    """Entry to client: every stage has made room."""
+
+    session: SessionId
+
+
+class Reserve(_Message, frozen=True):
+    """Entry to every other stage: make KV room for `tokens_max` tokens in your part of the pipeline."""
+
+    session: SessionId
+    pipeline: Pipeline
+    stage: int
+    manifest_hash: str
+    tokens_max: int
+    sampling: Sampling | None = None
+    """For the exit only."""
+
+
+class Reserved(_Message, frozen=True):
+    session: SessionId
+
+
+class Refused(_Message, frozen=True):
+    """Stage to entry, entry to client: not here, not now. Nothing is left half-opened.
+
+    `code` is busy, draining, not_held, manifest or bad_request.
+    """
+
+    session: SessionId
+    peer: PeerId
+    code: str
+    reason: str = ""
+
+
+class StepItem(msgspec.Struct, frozen=True, array_like=True):
+    """One session's part of a Steps frame: `tokens` rows of the body, the first at `position`."""
+
+    session: SessionId
+    position: int
+    tokens: int
+    sample: bool
+
+
+class Steps(_Message, frozen=True):
+    """Stage to next stage: activations of several sessions, concatenated in the body in this order."""
+
+    items: tuple[StepItem, ...]
+
+
+class SampledItem(msgspec.Struct, frozen=True, array_like=True):
+    """`token_id` was sampled from the logits at `position`; it takes `position + 1`."""
+
+    session: SessionId
+    position: int
+    token_id: int
+
+
+class Sampled(_Message, frozen=True):
+    """Exit to entry: closes the ring."""
+
+    items: tuple[SampledItem, ...]
+
+
+class Token(_Message, frozen=True):
+    """Entry to client. `index` counts from 0 within this session; `finish` is empty, stop or length."""
+
+    session: SessionId
+    index: int
+    token_id: int
+    finish: str = ""
+
+
+class Broken(_Message, frozen=True):
+    """A pipeline cannot go on; `suspects` may be to blame. Stage to entry, entry to client."""
+
+    session: SessionId
+    suspects: tuple[PeerId, ...] = ()
+    reason: str = ""
+
+
+class Cancel(_Message, frozen=True):
+    """Client to entry: stop and free everything."""
+
+    session: SessionId
+
+
+class Release(_Message, frozen=True):
+    """Entry to every stage: free what the session holds."""
+
+    session: SessionId
+
+
+Message = (
+    Hello
+    | Goodbye
+    | Ping
+    | Pong
+    | ProbeData
+    | ProbeReport
+    | Announce
+    | Leave
+    | Lease
+    | Resign
+    | PlanOffer
+    | PlanReady
+    | PlanActive
+    | GetPlan
+    | GetView
+    | View
+    | GetModelPart
+    | ModelPart
+    | Open
+    | Opened
+    | Reserve
+    | Reserved
+    | Refused
+    | Steps
+    | Sampled
+    | Token
+    | Broken
+    | Cancel
+    | Release
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Message)
+
+
+def encode_message(message: Message) -> bytes:
+    """The message as bytes."""
+    return _encoder.encode(message)
+
+
+def decode_message(data: bytes | memoryview) -> Message:
+    """The message in `data`, checked against the protocol's bounds.
+
+    Raises:
+        RemoteProtocolError: malformed, of an unknown kind, or out of bounds.
+    """
+    try:
+        message: Message = _decoder.decode(data)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise RemoteProtocolError(f"malformed message: {error}") from None
+    problem = _out_of_bounds(message)
+    if problem:
+        raise RemoteProtocolError(problem)
+    return message
+
+
+def _out_of_bounds(message: Message) -> str:
+    """What is too large or impossible in the message; empty if nothing."""
+    session = getattr(message, "session", "")
+    if len(session) > SESSION_ID_CHARS_MAX:
+        return "a session id is too long"
+    match message:
+        case Open():
+            if not 1 <= len(message.prompt) <= PROMPT_TOKENS_MAX or not 1 <= message.tokens_max <= PROMPT_TOKENS_MAX:
+                return "a prompt or token limit is out of bounds"
+            if len(message.stop_ids) > STOP_IDS_MAX or len(message.pipeline) > STAGES_MAX:
+                return "too many stop ids or stages"
+            if min(message.prompt) < 0:
+                return "a token id is negative"
+        case Reserve():
+            if not 0 <= message.stage < len(message.pipeline) <= STAGES_MAX:
+                return "a reservation names a stage its pipeline does not have"
+            if not 1 <= message.tokens_max <= 2 * PROMPT_TOKENS_MAX:
+                return "a reservation is out of bounds"
+        case Steps() | Sampled():
+            if len(message.items) > STEPS_MAX:
+                return "too many steps in one frame"
+        case View():
+            if len(message.members) > PEERS_MAX:
+                return "too many members in one view"
+        case Goodbye() | Broken() | Refused():
+            if len(message.reason) > TEXT_CHARS_MAX:
+                return "a reason is too long"
+    return ""

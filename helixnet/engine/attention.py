@@ -1,0 +1,217 @@
+"""Attention over a ragged batch: every transformers family calls this in place of its own.
+
+Rows of a batch are ordered decode steps first, then prefill chunks. Per layer, K and V of the new tokens
+are written to the session's pages, then each row attends to its own session only. transformers hands us
+what is special about a family as keyword arguments: `scaling`, `sliding_window`, `softcap`, `s_aux` (sinks).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from helixnet.core.types import Span
+from helixnet.engine.kv import PAGE_TOKENS, KvPool, SessionKv
+
+ATTENTION_NAME = "helixnet"
+
+_running = threading.local()
+
+
+@dataclass(slots=True)
+class Row:
+    """One session's tokens in a batch."""
+
+    kv: SessionKv
+    position: int
+    tokens: int
+
+    @property
+    def length(self) -> int:
+        """Tokens in KV once this row is written."""
+        return self.position + self.tokens
+
+
+@dataclass(slots=True)
+class Step:
+    """One pass of rows through the layers `layers`; made once, used by every one of them."""
+
+    pool: KvPool
+    layers: Span
+    rows: Sequence[Row]
+    gather: bool
+    """Decode rows together by gathering their pages (accelerators), or one by one (CPU: no copy)."""
+    slots: torch.Tensor = field(init=False)
+    """[layers, tokens]: where each token's K and V go."""
+    decoding: int = field(init=False)
+    """How many of the leading rows are single tokens."""
+    tables: list[np.ndarray] = field(init=False)
+    """Per row, pages `[layers, pages so far]`."""
+    masks: dict[Any, torch.Tensor | None] = field(init=False, default_factory=dict)
+    gathered: torch.Tensor | None = field(init=False, default=None)
+    """[layers, decode rows, pages]: page ids, padded with page 0 (masked)."""
+
+    def __post_init__(self) -> None:
+        self.decoding = next((i for i, row in enumerate(self.rows) if row.tokens > 1), len(self.rows))
+        self.tables = []
+        slots = []
+        for row in self.rows:
+            first = self.layers.start - row.kv.layers.start
+            table = row.kv.pages[first : first + len(self.layers), : -(-row.length // PAGE_TOKENS)]
+            self.tables.append(table)
+            if row.tokens == 1:
+                slots.append(table[:, -1:] * PAGE_TOKENS + row.position % PAGE_TOKENS)
+            else:
+                where = np.arange(row.position, row.length)
+                slots.append(table[:, where // PAGE_TOKENS] * PAGE_TOKENS + where % PAGE_TOKENS)
+        device = self.pool.k.device
+        self.slots = torch.from_numpy(np.concatenate(slots, axis=1)).to(device)
+        if self.gather and self.decoding > 1:
+            pages = max(table.shape[1] for table in self.tables[: self.decoding])
+            padded = np.zeros((len(self.layers), self.decoding, pages), dtype=np.int64)
+            for i, table in enumerate(self.tables[: self.decoding]):
+                padded[:, i, : table.shape[1]] = table
+            self.gathered = torch.from_numpy(padded).to(device)
+
+    def __enter__(self) -> Step:
+        _running.step = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _running.step = None
+
+
+def attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **family: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention output `[1, tokens, heads, head_dim]` of the running step in `module`'s layer.
+
+    query `[1, heads, tokens, head_dim]`, key and value `[1, kv_heads, tokens, head_dim]`, rotated already.
+    """
+    step: Step = _running.step
+    layer = module.layer_idx - step.layers.start
+    pool = step.pool
+    pool.k_slots.index_copy_(0, step.slots[layer], key[0].transpose(0, 1))
+    pool.v_slots.index_copy_(0, step.slots[layer], value[0].transpose(0, 1))
+    rule = _Rule(
+        scaling if scaling is not None else query.shape[-1] ** -0.5,
+        family.get("sliding_window"),
+        family.get("softcap"),
+        family.get("s_aux"),
+    )
+    outputs = []
+    first = 0
+    if step.gathered is not None:
+        first = step.decoding
+        outputs.append(_attend_gathered(step, layer, query[:, :, :first], rule))
+    start = first
+    for index in range(first, len(step.rows)):
+        tokens = step.rows[index].tokens
+        outputs.append(_attend_row(step, layer, index, query[:, :, start : start + tokens], rule))
+        start += tokens
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+    return output.transpose(1, 2), None
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """What a family asks of attention in one layer."""
+
+    scaling: float
+    window: int | None
+    softcap: float | None
+    sinks: torch.Tensor | None
+
+
+def _attend_row(step: Step, layer: int, index: int, query: torch.Tensor, rule: _Rule) -> torch.Tensor:
+    """One session's tokens: `[1, heads, tokens, head_dim]`."""
+    row, table, pool = step.rows[index], step.tables[index][layer], step.pool
+    # A row's oldest token looks back `window` tokens; nothing before that is read at all.
+    begin = 0 if rule.window is None else max(0, row.position + 1 - rule.window)
+    if row.kv.consecutive:
+        base = int(table[0]) * PAGE_TOKENS
+        keys = pool.k_slots[base + begin : base + row.length]
+        values = pool.v_slots[base + begin : base + row.length]
+    else:
+        pages = torch.from_numpy(table).to(pool.k.device)
+        keys = pool.k.index_select(0, pages).flatten(0, 1)[begin : row.length]
+        values = pool.v.index_select(0, pages).flatten(0, 1)[begin : row.length]
+    mask = _row_mask(step, index, begin, rule.window)
+    return _scores(query, keys.transpose(0, 1)[None], values.transpose(0, 1)[None], mask, rule)
+
+
+def _attend_gathered(step: Step, layer: int, query: torch.Tensor, rule: _Rule) -> torch.Tensor:
+    """All decode rows at once: query `[1, heads, rows, head_dim]`, and so is the result."""
+    assert step.gathered is not None
+    rows, pages = step.gathered.shape[1:]
+    flat = step.gathered[layer].reshape(-1)
+    keys = step.pool.k.index_select(0, flat).view(rows, pages * PAGE_TOKENS, *step.pool.k.shape[2:]).transpose(1, 2)
+    values = step.pool.v.index_select(0, flat).view(rows, pages * PAGE_TOKENS, *step.pool.v.shape[2:]).transpose(1, 2)
+    mask = _gathered_mask(step, pages * PAGE_TOKENS, rule.window)
+    return _scores(query.transpose(0, 2), keys, values, mask, rule).transpose(0, 2)
+
+
+def _scores(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None, rule: _Rule
+) -> torch.Tensor:
+    """softmax(q k / ...) v, grouped query heads; `mask` is True where a token may look."""
+    if rule.softcap is None and rule.sinks is None:
+        return F.scaled_dot_product_attention(query, keys, values, mask, scale=rule.scaling, enable_gqa=True)
+    batch, heads, tokens, dim = query.shape
+    groups = heads // keys.shape[1]
+    grouped = query.reshape(batch, keys.shape[1], groups * tokens, dim)
+    scores = torch.matmul(grouped, keys.transpose(2, 3)).view(batch, heads, tokens, -1) * rule.scaling
+    if rule.softcap is not None:
+        scores = torch.tanh(scores / rule.softcap) * rule.softcap
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    if rule.sinks is not None:
+        # A sink is one more score per head that takes weight and gives no value.
+        sinks = rule.sinks.to(scores.dtype).view(1, heads, 1, 1).expand(batch, heads, tokens, 1)
+        weights = torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1, dtype=torch.float32)[..., :-1]
+    else:
+        weights = torch.softmax(scores, dim=-1, dtype=torch.float32)
+    mixed = torch.matmul(weights.to(values.dtype).view(batch, keys.shape[1], groups * tokens, -1), values)
+    return mixed.view(batch, heads, tokens, dim)
+
+
+def _row_mask(step: Step, index: int, begin: int, window: int | None) -> torch.Tensor | None:
+    """[tokens, keys] of one row, causal and windowed; None where a single token sees all its keys."""
+    row = step.rows[index]
+    if row.tokens == 1:
+        return None
+    if (index, window) not in step.masks:
+        step.masks[index, window] = _causal(
+            torch.arange(row.position, row.length), torch.arange(begin, row.length), window
+        ).to(step.pool.k.device)
+    return step.masks[index, window]
+
+
+def _gathered_mask(step: Step, keys: int, window: int | None) -> torch.Tensor:
+    """[rows, 1, 1, keys] of the decode rows together."""
+    if ("decode", window) not in step.masks:
+        last = torch.tensor([row.position for row in step.rows[: step.decoding]])
+        mask = _causal(last, torch.arange(keys), window).view(len(last), 1, 1, keys)
+        step.masks["decode", window] = mask.to(step.pool.k.device)
+    mask_or_none = step.masks["decode", window]
+    assert mask_or_none is not None
+    return mask_or_none
+
+
+def _causal(queries: torch.Tensor, keys: torch.Tensor, window: int | None) -> torch.Tensor:
+    """True where the token at `queries[i]` may look at `keys[j]`: itself and what came before, `window` in all."""
+    distance = queries[:, None] - keys[None, :]
+    seen = distance >= 0
+    return seen if window is None else seen & (distance < window)

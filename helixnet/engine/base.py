@@ -1,0 +1,56 @@
+"""The seam between deciding and computing: torch or vLLM behind it for real, a latency model in the simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from helixnet.core.model import Manifest
+from helixnet.core.stage.work import Done, Work
+from helixnet.core.types import SessionId, Span
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all)."""
+
+
+class Engine(Protocol):
+    """Holds layers and runs ragged batches through them. Not thread-safe: one thread calls it.
+
+    Everything is refused with a `HelixError`, never with a bare exception from a library.
+    """
+
+    @property
+    def manifest(self) -> Manifest:
+        """The model this engine was made for."""
+        ...
+
+    def held(self) -> tuple[Span, ...]:
+        """The layers whose weights are loaded and verified, as maximal disjoint spans in order."""
+        ...
+
+    def load(self, span: Span, progress: Progress | None = None) -> None:
+        """Load what is missing of `span`; what is already held stays and is not read again.
+
+        Raises CorruptCheckpoint, UnsafeCheckpoint, MemoryTooSmall. After an error nothing has changed.
+        """
+        ...
+
+    def drop(self, keep: Span | None) -> None:
+        """Forget all layers outside `keep` (all, if None). Sessions that need them must have been released."""
+        ...
+
+    def open(self, session: SessionId, layers: Span, tokens_max: int) -> None:
+        """Make KV room for up to `tokens_max` tokens of `session` in `layers`. Raises Busy."""
+        ...
+
+    def run(self, batch: Sequence[Work]) -> list[Done]:
+        """Run every item through its layers; results in the order of the batch.
+
+        An item that cannot be run (unknown session, position out of step, bad activation) gets a `Done`
+        with `error`; the others are not disturbed.
+        """
+        ...
+
+    def release(self, session: SessionId) -> None:
+        """Free the session's KV; unknown sessions are ignored."""
+        ...

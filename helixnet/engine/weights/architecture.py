@@ -1,0 +1,89 @@
+"""What a config says about a model: its transformers class, its skeleton without weights, its sizes.
+
+Imports torch and transformers; only preparing a model and the engine need it.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import re
+from collections.abc import Iterable, Mapping
+from math import prod
+from typing import Any
+
+import torch
+
+from helixnet.core.errors import ModelError
+from helixnet.core.model import DTYPE_BYTES
+
+MODELING_PREFIX = "transformers.models."
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+
+
+def causal_class(config: Mapping[str, Any]) -> tuple[type, Any]:
+    """The transformers class for text generation and its config object, from a checkpoint's config.json.
+
+    Of a multimodal checkpoint only the text decoder is taken. Code shipped with a checkpoint is never run.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    plain = {key: value for key, value in config.items() if key != "auto_map"}
+    try:
+        whole = AutoConfig.for_model(plain.pop("model_type"), **plain)
+        text = whole if type(whole) in MODEL_FOR_CAUSAL_LM_MAPPING else whole.get_text_config(decoder=True)
+        if not getattr(text, "architectures", None):
+            text.architectures = None
+        return MODEL_FOR_CAUSAL_LM_MAPPING[type(text)], text
+    except (KeyError, ValueError, AttributeError, TypeError) as error:
+        kind = config.get("model_type", "without a model_type")
+        raise ModelError(f"this version of transformers has no text decoder for model type {kind!r}") from error
+
+
+def load_class(modeling_module: str, architecture: str) -> Any:
+    """The class by module and name, importing nothing but that module (importing the Auto classes costs a second)."""
+    if not modeling_module.startswith(MODELING_PREFIX):
+        raise ModelError(f"{modeling_module} is not one of transformers' own models; code of others is never run")
+    return getattr(importlib.import_module(modeling_module), architecture)
+
+
+def build_skeleton(model_class: Any, config: Any, dtype: str, attention: str) -> Any:
+    """The whole model on the meta device: every parameter has its shape and none takes memory."""
+    config = copy.deepcopy(config)
+    config.use_cache = True
+    with torch.device("meta"):
+        model = model_class._from_config(config, dtype=getattr(torch, dtype), attn_implementation=attention)
+    return model.eval()
+
+
+def layer_of(name: str) -> int | None:
+    """The decoder layer a parameter belongs to, or None for the embedding, the final norm and the head."""
+    match = _LAYER.search(name)
+    return int(match.group(1)) if match else None
+
+
+def is_tied(model: Any) -> bool:
+    """Whether the output projection is the embedding."""
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def sizes(model: Any, dtype: str) -> tuple[int, int, int]:
+    """Bytes as served of (the largest layer, what the first stage adds, what the last stage adds)."""
+    width = DTYPE_BYTES[dtype]
+    layers: dict[int, int] = {}
+    embedding = model.get_input_embeddings().weight.numel() * width
+    head = model.get_output_embeddings().weight.numel() * width
+    ends = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        layer = layer_of(name)
+        if layer is not None:
+            layers[layer] = layers.get(layer, 0) + tensor.numel() * width
+        elif id(tensor) not in ends:
+            head += tensor.numel() * width
+    return max(layers.values()), embedding, head
+
+
+def byte_count(shape: Iterable[int], dtype: str) -> int:
+    """Bytes of a tensor of that shape as served."""
+    return prod(shape) * DTYPE_BYTES[dtype]

