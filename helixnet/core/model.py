@@ -74,3 +74,18 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         """Weights of the layers `[start, stop)`, with embedding and head where the span touches an end."""
         ends = (self.embedding_bytes if start == 0 else 0) + (self.head_bytes if stop == self.layers else 0)
         return (stop - start) * self.layer_bytes + ends
+
+
+class ChatFormat(msgspec.Struct, frozen=True, kw_only=True):
+    """How a conversation becomes a prompt, and what ends an answer."""
+
+    template: str | None
+    """Jinja chat template, or None for a base model."""
+    add_bos: bool
+    """Whether a bare prompt (no template) starts with the beginning-of-sequence token."""
+    bos_id: int | None
+    eos_ids: tuple[int, ...]
+    stop_ids: tuple[int, ...]
+    """Every id that ends generation: the eos ids and end-of-turn markers the checkpoint declares."""
+    special_tokens: dict[str, str]
+    """`bos_token`, `eos_token`, ... as the template refers to them."""

@@ -55,7 +55,7 @@ class Step:
     """Per row, pages `[layers, pages so far]`."""
     masks: dict[Any, torch.Tensor | None] = field(init=False, default_factory=dict)
     gathered: torch.Tensor | None = field(init=False, default=None)
-    """[layers, decode rows, pages]: page ids, padded with page 0 (masked)."""
+    """[layers, decode rows, pages]: page ids, padded (masked) with the row's own first page, never another's."""
 
     def __post_init__(self) -> None:
         self.decoding = next((i for i, row in enumerate(self.rows) if row.tokens > 1), len(self.rows))
@@ -74,8 +74,9 @@ class Step:
         self.slots = torch.from_numpy(np.concatenate(slots, axis=1)).to(device)
         if self.gather and self.decoding > 1:
             pages = max(table.shape[1] for table in self.tables[: self.decoding])
-            padded = np.zeros((len(self.layers), self.decoding, pages), dtype=np.int64)
+            padded = np.empty((len(self.layers), self.decoding, pages), dtype=np.int64)
             for i, table in enumerate(self.tables[: self.decoding]):
+                padded[:, i] = table[:, :1]
                 padded[:, i, : table.shape[1]] = table
             self.gathered = torch.from_numpy(padded).to(device)
 

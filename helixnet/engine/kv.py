@@ -71,8 +71,16 @@ class KvPool:
     def release(self, session: SessionId) -> None:
         """Give the session's pages back; unknown sessions are ignored."""
         held = self.sessions.pop(session, None)
-        if held is not None:
-            self._free[held.pages.reshape(-1)] = True
+        if held is None:
+            return
+        # What was written is wiped: a NaN left in a page would reach its next owner through masked positions.
+        for layer, tokens in held.filled.items():
+            used = held.pages[layer - held.layers.start, : -(-tokens // PAGE_TOKENS)]
+            if used.size:
+                where = torch.from_numpy(used).to(self._device)
+                self.k.index_fill_(0, where, 0)
+                self.v.index_fill_(0, where, 0)
+        self._free[held.pages.reshape(-1)] = True
 
     def resize(self, pages: int) -> None:
         """Change the pool's size; live sessions keep their KV. Raises Busy if they would not fit."""
@@ -93,12 +101,19 @@ class KvPool:
             self.v.index_copy_(0, after, old_v.index_select(0, before))
 
     def _allocate(self, pages: int) -> None:
-        self.k = torch.zeros((pages, *self._tail), dtype=self._dtype, device=self._device)
-        self.v = torch.zeros((pages, *self._tail), dtype=self._dtype, device=self._device)
+        self.k, self.v = self._zeros(pages), self._zeros(pages)
         # The same memory token by token: slot = page * PAGE_TOKENS + offset.
         self.k_slots = self.k.view(-1, *self._tail[1:])
         self.v_slots = self.v.view(-1, *self._tail[1:])
         self._free = np.ones(pages, dtype=bool)
+
+    def _zeros(self, pages: int) -> torch.Tensor:
+        shape = (pages, *self._tail)
+        if self._device.type != "cpu" or pages == 0:
+            return torch.zeros(shape, dtype=self._dtype, device=self._device)
+        # numpy asks the kernel for zero pages, which take memory when first written; torch would write them all now.
+        raw = np.zeros(int(np.prod(shape)) * self._dtype.itemsize, dtype=np.uint8)
+        return torch.from_numpy(raw).view(self._dtype).view(shape)
 
     def _take(self, layers: int, per_layer: int) -> tuple[np.ndarray, bool]:
         """Pages `[layers, per_layer]`: one run for all, else a run per layer, else whatever is free (in order)."""

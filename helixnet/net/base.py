@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from helixnet.core.types import PeerId
 from helixnet.core.wire.codec import Buffer, Lane
 from helixnet.core.wire.messages import Message
-from helixnet.core.types import PeerId
 
 RECORD_LIFETIME_MAX_S = 120.0
 """A record of a dead peer is forgotten after this long."""

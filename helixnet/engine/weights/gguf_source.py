@@ -71,7 +71,7 @@ class GgufSource:
         # The map is read-only and torch wants to own its memory: this copy is what reads the file.
         data = torch.from_numpy(np.array(raw))
         if part.type in PLAIN_TYPES:
-            values = data.view(PLAIN_TYPES[part.type]).reshape(part.stored_shape).to(torch.float32)
+            values = data.view(PLAIN_TYPES[part.type]).to(torch.float32)
         elif part.type in GGML_BLOCK:
             values = dequantize(data.reshape(part.stored_shape), part.type)
         else:
@@ -80,4 +80,4 @@ class GgufSource:
 
             kind = GGMLQuantizationType(part.type)
             return dequantize_slowly(data.numpy().reshape(part.stored_shape), kind)
-        return values.numpy()
+        return values.reshape(part.shape).numpy()

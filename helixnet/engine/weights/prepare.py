@@ -128,6 +128,7 @@ def _gguf_index(path: Path, model: Any, config: dict[str, Any]) -> GgufIndex:
                     bytes=info.nbytes,
                     type=info.ggml_type,
                     stored_shape=tuple(stored[info.name].shape),
+                    shape=info.shape,
                     target=targets[info.name],
                 )
             )

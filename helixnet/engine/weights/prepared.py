@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from helixnet.core.errors import CorruptCheckpoint, UnknownModel
-from helixnet.core.model import Manifest
+from helixnet.core.model import ChatFormat, Manifest
 from helixnet.engine.base import Progress
 from helixnet.engine.weights.source import WeightSource
 
@@ -34,21 +34,6 @@ LOCK_TIMEOUT_S = 1800.0
 """How long a second process waits while the first downloads and converts the same model."""
 
 T = TypeVar("T")
-
-
-class ChatFormat(msgspec.Struct, frozen=True, kw_only=True):
-    """How a conversation becomes a prompt, and what ends an answer."""
-
-    template: str | None
-    """Jinja chat template, or None for a base model."""
-    add_bos: bool
-    """Whether a bare prompt (no template) starts with the beginning-of-sequence token."""
-    bos_id: int | None
-    eos_ids: tuple[int, ...]
-    stop_ids: tuple[int, ...]
-    """Every id that ends generation: the eos ids and end-of-turn markers the checkpoint declares."""
-    special_tokens: dict[str, str]
-    """`bos_token`, `eos_token`, ... as the template refers to them."""
 
 
 class FileStamp(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +55,8 @@ class GgufTensor(msgspec.Struct, frozen=True, kw_only=True):
     """GGMLQuantizationType."""
     stored_shape: tuple[int, ...]
     """Of the raw data (bytes for quantized types), in numpy order."""
+    shape: tuple[int, ...]
+    """Of the numbers."""
     target: str
     """Parameter of the transformers module it is, or is a part of."""
 

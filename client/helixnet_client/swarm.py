@@ -1,0 +1,321 @@
+"""The client's standing connection to one swarm: follows its view, routes requests, delivers their messages."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import secrets
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from helixnet.core.errors import DeadlineExceeded, HelixError, NetworkError, RemoteProtocolError, UsageError
+from helixnet.core.machine import Effect, Emit, Send
+from helixnet.core.machine import Gone as GoneOutcome
+from helixnet.core.model import Manifest
+from helixnet.core.peer import members_key
+from helixnet.core.route.pipeline import Pipeline
+from helixnet.core.route.request import Request, RequestConfig, RequestSpec
+from helixnet.core.route.router import Router
+from helixnet.core.swarm.records import PeerRecord, decode_record
+from helixnet.core.types import PeerId, SessionId
+from helixnet.core.wire import messages as wire
+from helixnet.net.base import Gone
+from helixnet_client.tokenizer import Tokenizer
+from helixnet_client.transports import Connection
+
+FIND_S = 15.0
+"""How long to look for the swarm's members before giving up."""
+ANSWER_S = 10.0
+VIEW_STALE_S = 12.0
+"""Peers push their view more often than this; silence means that the one asked is gone."""
+PAUSE_S = 0.3
+KV_HIGH_WATER = 0.05
+"""Peers with a smaller share of free KV pages are routed around while others can serve."""
+REQUESTS_MAX = 256
+
+
+class ActiveRequest:
+    """A request's machine and whoever waits for its next token."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.changed = asyncio.Event()
+
+
+class Swarm:
+    """One client's side of one swarm. Open it, run requests, close it."""
+
+    def __init__(self, connection: Connection, network: str, model: str | None, config: RequestConfig) -> None:
+        self.host = connection.host
+        self.directory = connection.directory
+        self.network = network
+        self.view: wire.View | None = None
+        self._model = model
+        self._config = config
+        self._rng = random.Random(secrets.randbits(64))
+        self._router: Router | None = None
+        self._router_key: object = None
+        self._requests: dict[SessionId, ActiveRequest] = {}
+        self._active: set[ActiveRequest] = set()
+        self._asked: PeerId | None = None
+        self._viewed = asyncio.Event()
+        self._viewed_at = 0.0
+        self._parts: dict[str, asyncio.Future[bytes]] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._tokenizer: Tokenizer | None = None
+
+    # --- opening and closing -----------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Find the members and get a first view.
+
+        Raises:
+            NetworkError: no member was found or answered in time.
+            UsageError: the network serves other models than the one asked for.
+        """
+        self._tasks = [asyncio.create_task(self._inbox()), asyncio.create_task(self._follow())]
+        try:
+            async with asyncio.timeout(FIND_S):
+                while self.view is None:
+                    await self._ask_somebody()
+        except TimeoutError:
+            await self.close()
+            raise NetworkError(
+                f"No peer of the network {self.network!r} was found within {FIND_S:.0f} s. Is one running? Start one "
+                "with `helixnet peer` (or `helixnet up`), or check --network and --join."
+            ) from None
+        except HelixError:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Cancel what runs and leave."""
+        for active in list(self._active):
+            self._carry_out(active, active.request.cancel())
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.directory.close()
+        await self.host.close()
+
+    async def fresh_view(self) -> wire.View:
+        """The swarm as the coordinator (or another peer) sees it now.
+
+        Raises:
+            NetworkError: nobody answered in time.
+        """
+        self._viewed.clear()
+        if self._asked is not None:
+            self.host.post(self._asked, wire.GetView(subscribe=True))
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                await self._viewed.wait()
+        except TimeoutError:
+            raise DeadlineExceeded("No peer of the swarm answered in time.") from None
+        assert self.view is not None, "a view was just announced"
+        return self.view
+
+    # --- following the swarm -----------------------------------------------------------------------
+
+    async def _follow(self) -> None:
+        """Ask somebody else when the peer that sends us views falls silent."""
+        while True:
+            await asyncio.sleep(1.0)
+            if self.view is not None and time.monotonic() - self._viewed_at > VIEW_STALE_S:
+                await self._ask_somebody(avoid=self._asked)
+
+    async def _ask_somebody(self, avoid: PeerId | None = None) -> None:
+        records = self._of_our_model([r for r in await self._members() if r.peer != avoid])
+        if not records:
+            await asyncio.sleep(PAUSE_S)
+            return
+        for record in records:
+            self.host.learn(record.peer, record.addresses)
+        # Whoever has seen the highest term and a plan knows most; the coordinator itself is asked next.
+        best = max(records, key=lambda record: (record.plan, record.term, record.uptime_s, record.peer))
+        await self._ask(best.peer)
+        coordinator = self.view.coordinator if self.view else None
+        if coordinator is not None and coordinator not in (best.peer, avoid):
+            await self._ask(coordinator)
+
+    async def _ask(self, peer: PeerId) -> None:
+        self._asked = peer
+        self._viewed.clear()
+        self.host.post(peer, wire.GetView(subscribe=True))
+        try:
+            async with asyncio.timeout(ANSWER_S / 3):
+                await self._viewed.wait()
+        except TimeoutError:
+            return
+
+    async def _members(self) -> list[PeerRecord]:
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                entries = await self.directory.read(members_key(self.network))
+        except TimeoutError:
+            return []
+        records: list[PeerRecord] = []
+        for owner, value in sorted(entries.items()):
+            try:
+                records.append(decode_record(owner, value))
+            except RemoteProtocolError:
+                continue
+        return records
+
+    def _of_our_model(self, records: list[PeerRecord]) -> list[PeerRecord]:
+        if self.view is not None:
+            return [record for record in records if record.manifest_hash == self.view.manifest_hash]
+        names = sorted({record.model for record in records})
+        wanted = [r for r in records if self._model in (None, r.model) or r.manifest_hash.startswith(str(self._model))]
+        if records and not wanted:
+            raise UsageError(f"The network {self.network!r} serves {', '.join(names)}, not {self._model}.")
+        if len({record.manifest_hash for record in wanted}) > 1:
+            raise UsageError(f"The network {self.network!r} serves several models; choose one: {', '.join(names)}.")
+        return wanted
+
+    # --- messages ----------------------------------------------------------------------------------
+
+    async def _inbox(self) -> None:
+        while True:
+            item = await self.host.receive()
+            if isinstance(item, Gone):
+                self._gone(item)
+            elif isinstance(item.message, wire.View):
+                self._take_view(item.message)
+            elif isinstance(item.message, wire.ModelPart):
+                waiting = self._parts.pop(item.message.part, None)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(bytes(item.body))
+            else:
+                active = self._requests.get(getattr(item.message, "session", SessionId("")))
+                if active is not None:
+                    now = time.monotonic()
+                    self._carry_out(active, active.request.receive(item.sender, item.message, now))
+
+    def _gone(self, item: Gone) -> None:
+        now = time.monotonic()
+        for active in list(self._active):
+            self._carry_out(active, active.request.receive(item.peer, GoneOutcome(item.reason), now))
+        if item.peer == self._asked:
+            self._viewed_at = now - VIEW_STALE_S  # look for another one at once
+
+    def _take_view(self, view: wire.View) -> None:
+        if self.view is not None and view.manifest_hash != self.view.manifest_hash:
+            return
+        if self.view is not None and _number(view) < _number(self.view):
+            view = msgspec.structs.replace(view, plan=self.view.plan, active=self.view.active)
+        self.view, self._viewed_at = view, time.monotonic()
+        self._viewed.set()
+        for row in view.members:
+            self.host.learn(row.record.peer, row.record.addresses)
+        for active in list(self._active):
+            active.request.plan_changed(self._viewed_at)
+            self._carry_out(active, active.request.tick(self._viewed_at))
+
+    # --- requests ----------------------------------------------------------------------------------
+
+    def pick(self, masked: frozenset[PeerId]) -> Pipeline | None:
+        """A pipeline for one request, around the masked and, if possible, around the full."""
+        view = self.view
+        if view is None or view.plan is None:
+            return None
+        held = {row.record.peer: row.record.held for row in view.members if row.state == "active" and row.record.held}
+        key = (view.plan.number, tuple(held.items()))
+        if self._router is None or key != self._router_key:
+            self._router, self._router_key = Router(view.plan, held, self._rng), key
+        full = {row.record.peer for row in view.members if row.record.kv_free < KV_HIGH_WATER}
+        return self._router.pick(masked | full) or self._router.pick(masked)
+
+    async def run(self, spec: RequestSpec, on_tokens: Callable[[list[int]], bool]) -> Request:
+        """Run one request to its end; `on_tokens` gets new token ids and says whether to go on.
+
+        Raises:
+            HelixError: the request failed, in a sentence.
+        """
+        if len(self._active) >= REQUESTS_MAX:
+            raise UsageError(f"This client already runs {REQUESTS_MAX} requests; wait for one to end.")
+        now = time.monotonic()
+        request = Request(spec, self.pick, _new_session_id, self._config, now)
+        active = ActiveRequest(request)
+        self._active.add(active)
+        try:
+            self._carry_out(active, request.tick(now))
+            seen = 0
+            while True:
+                new, seen = request.tokens[seen:], len(request.tokens)
+                if new and not on_tokens(new):
+                    self._carry_out(active, request.cancel())
+                if request.over:
+                    break
+                await self._wait_for(active)
+            if request.error is not None:
+                raise request.error
+            return request
+        finally:
+            self._carry_out(active, request.cancel())
+            self._active.discard(active)
+            self._requests = {s: a for s, a in self._requests.items() if a is not active}
+
+    async def _wait_for(self, active: ActiveRequest) -> None:
+        active.changed.clear()
+        patience_s = max(0.001, active.request.deadline() - time.monotonic())
+        try:
+            async with asyncio.timeout(patience_s):
+                await active.changed.wait()
+        except TimeoutError:
+            self._carry_out(active, active.request.tick(time.monotonic()))
+
+    def _carry_out(self, active: ActiveRequest, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Send):
+                if isinstance(effect.message, wire.Open):
+                    self._requests[effect.message.session] = active
+                self.host.post(effect.to, effect.message, effect.body, effect.lane)
+            else:
+                assert isinstance(effect, Emit), "a request only sends and tells"
+        active.changed.set()
+
+    # --- the model's files -------------------------------------------------------------------------
+
+    async def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer, fetched from a peer once and checked against the manifest."""
+        if self._tokenizer is None:
+            parts = {part: await self._part(part) for part in wire.MODEL_PARTS}
+            self._check(parts)
+            self._tokenizer = Tokenizer(parts["tokenizer"], parts["chat"])
+        return self._tokenizer
+
+    async def _part(self, part: str) -> bytes:
+        assert self.view is not None, "the swarm is open"
+        for row in self.view.members:
+            if row.state != "active":
+                continue
+            waiting = self._parts.setdefault(part, asyncio.get_running_loop().create_future())
+            self.host.post(row.record.peer, wire.GetModelPart(part=part))
+            try:
+                async with asyncio.timeout(ANSWER_S):
+                    return await asyncio.shield(waiting)
+            except TimeoutError:
+                continue
+        raise NetworkError(f"No peer of the swarm sent the model's {part} file.")
+
+    def _check(self, parts: dict[str, bytes]) -> None:
+        assert self.view is not None, "the swarm is open"
+        try:
+            manifest = msgspec.json.decode(parts["manifest"], type=Manifest)
+        except (msgspec.DecodeError, ValueError) as error:
+            raise RemoteProtocolError(f"The swarm's manifest is malformed: {error}") from None
+        told = hashlib.sha256(parts["tokenizer"]).hexdigest()
+        if manifest.hash != self.view.manifest_hash or manifest.tokenizer_sha256 != told:
+            raise RemoteProtocolError("A peer sent a tokenizer that is not this model's.")
+
+
+def _number(view: wire.View) -> tuple[int, int]:
+    return (view.plan.term, view.plan.epoch) if view.plan else (0, 0)
+
+
+def _new_session_id() -> SessionId:
+    return SessionId(secrets.token_urlsafe(12))

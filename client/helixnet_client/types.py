@@ -1,0 +1,106 @@
+"""What the client gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import msgspec
+
+from helixnet.core.errors import UsageError
+from helixnet.core.sampling import SEED_MAX, Sampling
+
+TOKENS_DEFAULT = 256
+STOP_TEXTS_MAX = 16
+
+
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: str
+    """system, user or assistant."""
+    content: str
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """What a request cost."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Timings(msgspec.Struct, frozen=True):
+    """Measured at the client, in seconds."""
+
+    ttft_s: float
+    """From asking to the first token."""
+    tpot_s: float
+    """(End to end - TTFT) / (tokens - 1); 0 for a single token."""
+    total_s: float
+
+
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
+    """A finished answer."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish: str
+    """stop (the model ended, or a stop text came), length, or cancelled."""
+    usage: Usage
+    timings: Timings
+    seed: int
+    """Asking again with this seed gives the same answer."""
+    retries: int
+    """Pipelines that broke on the way; the text is not affected."""
+    stages: tuple[tuple[str, int, int], ...]
+    """The last pipeline: (peer id, first layer, layer after the last) of each stage."""
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """A part of a streamed answer: new text, and the ids of the tokens it came from."""
+
+    text: str
+    token_ids: tuple[int, ...]
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to answer; the keyword arguments of every asking method.
+
+    Raises:
+        UsageError: a value is out of range.
+    """
+
+    max_tokens: int = TOKENS_DEFAULT
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+    """None: a random one if the temperature is above 0."""
+    stop: Sequence[str] = ()
+    """Texts that end the answer; they are not part of it."""
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise UsageError(f"max_tokens must be at least 1, not {self.max_tokens}.")
+        if isinstance(self.stop, str) or len(self.stop) > STOP_TEXTS_MAX or not all(self.stop):
+            raise UsageError(f"stop is a list of up to {STOP_TEXTS_MAX} texts, none of them empty.")
+
+    def sampling(self, fresh_seed: int) -> Sampling:
+        """These options as the swarm takes them; `fresh_seed` is used if no seed was given."""
+        seed = self.seed if self.seed is not None else (fresh_seed % (SEED_MAX + 1) if self.temperature > 0 else 0)
+        try:
+            return Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, seed=seed)
+        except ValueError as error:
+            raise UsageError(f"{error}.") from None
+
+
+def options_from(values: dict[str, object]) -> Options:
+    """Options from keyword arguments.
+
+    Raises:
+        UsageError: an unknown name or a bad value.
+    """
+    try:
+        return msgspec.convert(values, Options)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"Bad option: {error}. Options are {', '.join(Options.__struct_fields__)}.") from None

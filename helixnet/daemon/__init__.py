@@ -1,0 +1,1 @@
+"""The command line and the peer process: where machines, network and engine meet."""

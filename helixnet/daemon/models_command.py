@@ -1,0 +1,102 @@
+"""`helixnet models pull|list|info`: what is in the cache and how it gets there."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+
+from helixnet.core.model import DTYPE_BYTES
+from helixnet.engine.weights.catalog import DEFAULT_MODEL, list_prepared, prepare
+
+if TYPE_CHECKING:
+    from helixnet.engine.weights.prepared import PreparedModel
+
+
+def add_models_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the `models` command; its namespace has `func=run_models`."""
+    parser = subparsers.add_parser("models", help="pull, list and describe models")
+    parser.set_defaults(func=run_models)
+    actions = parser.add_subparsers(dest="models_action", required=True, metavar="{pull,list,info}")
+    actions.add_parser("list", help="what is prepared in the cache").set_defaults(func=run_models)
+    for action, text in (("pull", "fetch, verify and prepare a model"), ("info", "describe a model")):
+        command = actions.add_parser(action, help=text)
+        command.add_argument(
+            "model",
+            nargs="?",
+            help=f"folder with safetensors, GGUF file, hub id (owner/name) or name; default {DEFAULT_MODEL}",
+        )
+        command.add_argument("--dtype", choices=sorted(DTYPE_BYTES), help="what to serve it in")
+        command.set_defaults(func=run_models)
+
+
+def run_models(args: argparse.Namespace) -> int:
+    """Run the chosen action and return the exit code; a HelixError is left to the command line to print."""
+    console = Console()
+    if args.models_action == "list":
+        _print_list(console)
+    elif args.models_action == "pull":
+        model = pull(args.model, args.dtype, console)
+        console.print(f"[bold]{model.manifest.name}[/] is ready ({_size(_weights_bytes(model))} as served)")
+    else:
+        _print_info(console, prepare(args.model, dtype=args.dtype))
+    return 0
+
+
+def pull(name: str | None, dtype: str | None, console: Console) -> PreparedModel:
+    """Prepare a model while a progress bar shows what is fetched and hashed."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task(f"Preparing {name or DEFAULT_MODEL}", total=None)
+        return prepare(name, dtype=dtype, progress=lambda done, total: bar.update(task, completed=done, total=total))
+
+
+def _print_list(console: Console) -> None:
+    models = list_prepared()
+    if not models:
+        console.print("No model is prepared yet; `helixnet models pull` fetches the default one.")
+        return
+    table = Table("name", "architecture", "layers", "dtype", "size", "manifest", "folder")
+    for model in models:
+        manifest = model.manifest
+        row = (manifest.name, manifest.architecture, str(manifest.layers), manifest.dtype)
+        table.add_row(*row, _size(_weights_bytes(model)), manifest.hash[:12], model.folder.name)
+    console.print(table)
+
+
+def _print_info(console: Console, model: PreparedModel) -> None:
+    manifest = model.manifest
+    table = Table(show_header=False, box=None)
+    for key, value in (
+        ("name", manifest.name),
+        ("manifest", manifest.hash),
+        ("architecture", manifest.architecture),
+        ("layers", f"{manifest.layers}, {_size(manifest.layer_bytes)} each"),
+        ("embedding, head", f"{_size(manifest.embedding_bytes)}, {_size(manifest.head_bytes)}"),
+        ("context", f"{manifest.context_tokens} tokens"),
+        ("KV", f"{_size(manifest.kv_bytes * manifest.layers)} a token in all layers"),
+        ("activation", f"{_size(manifest.activation_bytes)} a token and hop"),
+        ("dtype", manifest.dtype),
+        ("source", f"{manifest.source_format}, SHA-256 {manifest.weights_sha256}"),
+        ("chat", "has a chat template" if model.chat.template else "base model, no chat template"),
+        ("folder", str(model.folder)),
+    ):
+        table.add_row(key, value)
+    console.print(table)
+
+
+def _weights_bytes(model: PreparedModel) -> int:
+    return model.manifest.span_bytes(0, model.manifest.layers)
+
+
+def _size(count: int) -> str:
+    """Bytes as a person reads them."""
+    amount, unit = float(count), "B"
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if amount < 1000 or unit == "TB":
+            break
+        amount /= 1000
+    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"

@@ -1,0 +1,252 @@
+"""A transformers model of which only some parts have weights: the entry (embedding), layers, the exit (norm and head)."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from helixnet.core.errors import CorruptCheckpoint, ModelError
+from helixnet.engine.attention import ATTENTION_NAME, attend
+from helixnet.engine.base import Progress
+from helixnet.engine.weights import architecture
+from helixnet.engine.weights.prepared import PreparedModel
+from helixnet.engine.weights.source import WeightSource
+
+Part = int | Literal["entry", "exit"]
+"""A layer number, or one of the two ends."""
+
+PROBE_TOKENS = 3
+
+
+class LayeredModel:
+    """Built on the meta device; `load` gives parts their tensors, `drop` takes them away again."""
+
+    def __init__(self, prepared: PreparedModel, device: torch.device) -> None:
+        from transformers import AttentionInterface
+
+        AttentionInterface.register(ATTENTION_NAME, attend)
+        manifest = prepared.manifest
+        model_class = architecture.load_class(prepared.record.modeling_module, manifest.architecture)
+        config = model_class.config_class.from_dict(copy.deepcopy(prepared.config))
+        self._model = architecture.build_skeleton(model_class, config, manifest.dtype, ATTENTION_NAME)
+        self._base = self._model.base_model
+        self._device = device
+        self._layers = getattr(self._base, "layers", None)
+        self._rotary = getattr(self._base, "rotary_emb", None)
+        if self._layers is None or self._rotary is None or len(self._layers) != manifest.layers:
+            raise ModelError(
+                f"{manifest.architecture} is not built of uniform rotary decoder layers; this version cannot split it"
+            )
+        self._layer_types = list(getattr(config, "layer_types", None) or [None] * manifest.layers)
+        self._rotary_by_type = "layer_type" in inspect.signature(type(self._rotary).forward).parameters
+        self._tied = architecture.is_tied(self._model)
+        # Names, shapes and dtypes never change; walking the module tree for them takes milliseconds each time.
+        self._described = {name: _Tensor(value) for name, value in self._model.state_dict(keep_vars=True).items()}
+        self._embedding_names, self._head_names = self._end_names()
+        self._names = self._names_by_part()
+        _fill_buffers(self._model, device)
+        self.held: set[Part] = set()
+        self._embed: Callable[[torch.Tensor], torch.Tensor] = self._embed_as_written
+        self._head: Callable[[torch.Tensor], torch.Tensor] = self._head_as_written
+
+    def part_names(self, part: Part) -> list[str]:
+        """Parameters (and saved buffers) of a part, as the module calls them."""
+        return self._names[part]
+
+    def bytes_of(self, parts: Iterable[Part]) -> int:
+        """Memory the parts' tensors take together; a tied head counts once."""
+        return sum(self._described[name].bytes for name in {name for part in parts for name in self._names[part]})
+
+    def load(self, parts: Iterable[Part], source: WeightSource, progress: Progress | None = None) -> None:
+        """Give the parts their tensors. After an error nothing has changed."""
+        from helixnet.engine.weights.convert import read_parameters
+
+        parts = list(parts)
+        present = {name for part in self.held for name in self._names[part]}
+        wanted = {name for part in parts for name in self._names[part]} - present
+        total, done = sum(self._described[name].bytes for name in wanted), 0
+        loaded: dict[str, torch.Tensor] = {}
+        for name, tensor in read_parameters(source, self._model, wanted):
+            expected = self._described[name]
+            if tensor.shape != expected.shape:
+                raise CorruptCheckpoint(f"{name} has shape {tuple(tensor.shape)}, the config says {expected.shape}")
+            loaded[name] = tensor.to(self._device, expected.dtype).contiguous()
+            done += expected.bytes
+            if progress is not None:
+                progress(done, total)
+        missing = wanted - loaded.keys()
+        if missing:
+            raise CorruptCheckpoint(f"the checkpoint lacks {len(missing)} tensors, {min(missing)} among them")
+        self._assign(loaded)
+        self.held.update(parts)
+        self._choose_ends(parts)
+
+    def drop(self, parts: Iterable[Part]) -> None:
+        """Free the parts' tensors; what a remaining part shares with them (a tied head) stays."""
+        gone = set(parts) & self.held
+        self.held -= gone
+        kept = {name for part in self.held for name in self._names[part]}
+        names = {name for part in gone for name in self._names[part]} - kept
+        self._assign({name: self._described[name].without_memory() for name in names})
+
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """What layer 0 receives for `token_ids` [tokens]: [1, tokens, hidden_size]."""
+        return self._embed(token_ids[None])
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The model's logits [rows, vocab] for what the last layer put out [rows, hidden_size]."""
+        return self._head(hidden[None])[0]
+
+    def rotations(self, hidden: torch.Tensor, positions: torch.Tensor, layers: Iterable[int]) -> Mapping[Any, Any]:
+        """Rotary cosines and sines by layer type, for `positions` [1, tokens]; computed once for all layers."""
+        if not self._rotary_by_type:
+            every = self._rotary(hidden, positions)
+            return {kind: every for kind in set(self._layer_types)}
+        kinds = {self._layer_types[layer] for layer in layers}
+        return {kind: self._rotary(hidden, positions, kind) for kind in kinds}
+
+    def run_layer(
+        self, layer: int, hidden: torch.Tensor, positions: torch.Tensor, rotations: Mapping[Any, Any]
+    ) -> torch.Tensor:
+        """One decoder layer over `hidden` [1, tokens, hidden_size], inside a running `attention.Step`."""
+        output = self._layers[layer].forward(
+            hidden,
+            attention_mask=None,
+            position_ids=positions,
+            past_key_values=None,
+            use_cache=False,
+            position_embeddings=rotations[self._layer_types[layer]],
+        )
+        return output[0] if isinstance(output, tuple) else output
+
+    def _end_names(self) -> tuple[set[str], set[str]]:
+        embedding = self._model.get_input_embeddings().weight
+        outside = {
+            name: value
+            for name, value in self._model.state_dict(keep_vars=True).items()
+            if architecture.layer_of(name) is None
+        }
+        entry = {name for name, value in outside.items() if value is embedding}
+        head = outside.keys() - entry
+        if self._tied:
+            # One tensor under two names: both ends ask for it by the embedding's.
+            output = self._model.get_output_embeddings().weight
+            names = [name for name, value in self._model.named_parameters(remove_duplicate=False) if value is output]
+            stored = next(name for name in names if "embed" in name)
+            return {stored}, (head - set(names)) | {stored}
+        return entry, set(head)
+
+    def _names_by_part(self) -> dict[Part, list[str]]:
+        names: dict[Part, list[str]] = {"entry": sorted(self._embedding_names), "exit": sorted(self._head_names)}
+        for name in self._described:
+            layer = architecture.layer_of(name)
+            if layer is not None:
+                names.setdefault(layer, []).append(name)
+        return names
+
+    def _assign(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        for name, tensor in tensors.items():
+            owner, _, leaf = name.rpartition(".")
+            module = self._model.get_submodule(owner)
+            if leaf in module._buffers:
+                module._buffers[leaf] = tensor
+                continue
+            module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+            if self._tied and name in self._embedding_names:
+                self._model.get_output_embeddings().weight = module._parameters[leaf]
+
+    def _choose_ends(self, parts: Iterable[Part]) -> None:
+        """Call embedding and head directly where that gives exactly what the model's own forward gives.
+
+        Families differ here (embedding multiplier, logit scaling, soft cap); the forward is always right,
+        and costs half a millisecond of bookkeeping a token.
+        """
+        with torch.inference_mode():
+            if "entry" in parts:
+                ids = torch.arange(PROBE_TOKENS, device=self._device)[None]
+                plain = self._model.get_input_embeddings()
+                self._embed = plain if torch.equal(plain(ids), self._embed_as_written(ids)) else self._embed_as_written
+            if "exit" in parts:
+                size = self._model.config.hidden_size
+                probe = torch.linspace(-2, 2, PROBE_TOKENS * size, device=self._device)
+                probe = probe.view(1, PROBE_TOKENS, size).to(self._model.get_output_embeddings().weight.dtype)
+                same = torch.equal(self._head_plainly(probe), self._head_as_written(probe))
+                self._head = self._head_plainly if same else self._head_as_written
+
+    def _head_plainly(self, hidden: torch.Tensor) -> torch.Tensor:
+        norm = getattr(self._base, "norm", None)
+        logits: torch.Tensor = self._model.get_output_embeddings()(hidden if norm is None else norm(hidden))
+        return logits
+
+    def _embed_as_written(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Run the model's own forward with a first layer that keeps its input."""
+        probe = _Stand(None)
+        with _layers_replaced(self._base, probe):
+            self._base(input_ids=token_ids, position_ids=torch.zeros_like(token_ids), use_cache=False)
+        assert probe.received is not None, "the model calls its layers"
+        return probe.received
+
+    def _head_as_written(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Run the model's own forward with one layer that puts out `hidden`, whatever it is given."""
+        positions = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
+        with _layers_replaced(self._base, _Stand(hidden)):
+            logits: torch.Tensor = self._model(inputs_embeds=hidden, position_ids=positions, use_cache=False).logits
+        return logits
+
+
+class _Tensor:
+    """What a parameter will be like once it is loaded."""
+
+    def __init__(self, value: torch.Tensor) -> None:
+        self.shape, self.dtype = tuple(value.shape), value.dtype
+        self.bytes = value.numel() * value.element_size()
+
+    def without_memory(self) -> torch.Tensor:
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
+
+
+class _Stand(nn.Module):
+    """Stands in for all decoder layers: remembers what it is given, puts out `result` (or what it was given)."""
+
+    def __init__(self, result: torch.Tensor | None) -> None:
+        super().__init__()
+        self.received: torch.Tensor | None = None
+        self._result = result
+
+    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        self.received = hidden_states
+        return hidden_states if self._result is None else self._result
+
+
+class _layers_replaced:  # noqa: N801 - reads as what it does in a `with`
+    """Let `base` see `stand` as its only layer."""
+
+    def __init__(self, base: Any, stand: _Stand) -> None:
+        self._base, self._stand, self._layers = base, stand, base._modules["layers"]
+
+    def __enter__(self) -> None:
+        self._base._modules["layers"] = nn.ModuleList([self._stand])
+
+    def __exit__(self, *_: object) -> None:
+        self._base._modules["layers"] = self._layers
+
+
+def _fill_buffers(model: Any, device: torch.device) -> None:
+    """Compute the buffers no checkpoint holds (rotary frequencies, embedding scales), as transformers itself does."""
+    saved = set(model.state_dict())
+    for prefix, module in model.named_modules():
+        computed = [name for name in module._buffers if f"{prefix}.{name}".lstrip(".") not in saved]
+        if not computed:
+            continue
+        for name in computed:
+            module._buffers[name] = torch.full_like(module._buffers[name], torch.nan, device=device)
+        with torch.no_grad():
+            model._init_weights(module)
+        for name in computed:
+            if torch.isnan(module._buffers[name]).any():
+                raise ModelError(f"transformers does not say how to compute {prefix}.{name}; this model cannot be split")

@@ -1,0 +1,110 @@
+"""What strangers send: records and messages come through whole or are refused with one kind of error."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helixnet.core.errors import RemoteProtocolError
+from helixnet.core.route.pipeline import Stage
+from helixnet.core.sampling import Sampling
+from helixnet.core.swarm.records import (
+    LINKS_MAX,
+    RECORD_BYTES_MAX,
+    LinkMeasure,
+    PeerRecord,
+    decode_pointer,
+    decode_record,
+    encode_record,
+)
+from helixnet.core.types import PeerId, SessionId, Span
+from helixnet.core.wire import messages as wire
+from tests.virtual_swarm import capability
+
+ME = PeerId("12D3KooWLnCof22fPtHjv3DfLUaDLcoM8nc6jKMnWa3SeC2i44Yb")
+
+
+def a_record(links: int = 0) -> PeerRecord:
+    return PeerRecord(
+        peer=ME,
+        name="office",
+        addresses=("/ip4/127.0.0.1/tcp/4001/p2p/" + ME,) * 2,
+        model="SmolLM2-135M-Instruct",
+        manifest_hash="0" * 64,
+        capability=capability(10**9),
+        held=(Span(0, 4),),
+        links=tuple(LinkMeasure(PeerId(f"{ME[:-3]}{n:03d}"), 0.01, 1e7) for n in range(links)),
+    )
+
+
+def test_a_record_comes_through_whole() -> None:
+    assert decode_record(ME, encode_record(a_record(3))) == a_record(3)
+
+
+def test_the_largest_record_stays_below_its_limit() -> None:
+    assert len(encode_record(a_record(LINKS_MAX))) <= RECORD_BYTES_MAX
+
+
+def test_a_record_about_another_peer_is_refused() -> None:
+    with pytest.raises(RemoteProtocolError, match="about another peer"):
+        decode_record(PeerId("someone else"), encode_record(a_record()))
+
+
+@given(st.binary(max_size=300))
+def test_garbage_is_refused_and_never_crashes(data: bytes) -> None:
+    for decode in (lambda d: decode_record(ME, d), lambda d: decode_pointer(ME, d), wire.decode_message):
+        with pytest.raises(RemoteProtocolError):
+            decode(data)
+
+
+@given(st.data())
+def test_a_damaged_message_is_refused_or_is_still_a_message(data: st.DataObject) -> None:
+    good = bytearray(wire.encode_message(an_open()))
+    at = data.draw(st.integers(0, len(good) - 1))
+    good[at] = data.draw(st.integers(0, 255))
+    try:
+        wire.decode_message(bytes(good))
+    except RemoteProtocolError:
+        return
+
+
+def an_open(prompt: tuple[int, ...] = (1, 2), tokens_max: int = 5, session: str = "s") -> wire.Open:
+    return wire.Open(
+        session=SessionId(session),
+        pipeline=(Stage(PeerId("a"), Span(0, 3)), Stage(PeerId("b"), Span(3, 6))),
+        manifest_hash="m",
+        prompt=prompt,
+        tokens_max=tokens_max,
+        sampling=Sampling(temperature=0.7, seed=3),
+        stop_ids=(2,),
+    )
+
+
+def test_messages_come_through_whole() -> None:
+    said = [
+        an_open(),
+        wire.Steps(items=(wire.StepItem(SessionId("s"), 3, 1, True),)),
+        wire.Sampled(items=(wire.SampledItem(SessionId("s"), 3, 17),)),
+        wire.Announce(record=a_record(2)),
+        wire.Lease(term=3, coordinator=ME, stability=2, duration_s=4.0),
+        wire.Broken(session=SessionId("s"), suspects=(ME,), reason="gone"),
+    ]
+    assert [wire.decode_message(wire.encode_message(message)) for message in said] == said
+
+
+@pytest.mark.parametrize(
+    ("message", "complaint"),
+    [
+        (an_open(prompt=()), "out of bounds"),
+        (an_open(tokens_max=0), "out of bounds"),
+        (an_open(prompt=(1, -2)), "negative"),
+        (an_open(session="x" * 65), "session id is too long"),
+        (wire.Goodbye(reason="x" * 3_000), "reason is too long"),
+        (wire.Steps(items=(wire.StepItem(SessionId("s"), 0, 1, True),) * 1_025), "too many steps"),
+    ],
+    ids=["empty prompt", "no tokens", "negative id", "long id", "long reason", "many steps"],
+)
+def test_a_message_out_of_bounds_is_refused(message: wire.Message, complaint: str) -> None:
+    with pytest.raises(RemoteProtocolError, match=complaint):
+        wire.decode_message(wire.encode_message(message))
