@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 from helixnet.core.machine import (
     BatchDone,
-    Dropped,
     DropLayers,
+    Dropped,
     Effect,
     Emit,
     Event,
@@ -146,7 +146,9 @@ def toy_plan(snapshot: Snapshot) -> Placement | str:
     assignments: list[Assignment] = []
     reached = 0
     for view in snapshot.peers:
-        room = min(manifest.layers, view.capability.memory_bytes * 3 // 4 // manifest.layer_bytes)
+        room = min(
+            manifest.layers, (view.capability.memory_bytes * 3 // 4 - manifest.embedding_bytes) // manifest.layer_bytes
+        )
         if room < 1:
             continue
         start = reached % manifest.layers
@@ -237,7 +239,9 @@ class VirtualSwarm:
             manifest_hash=MANIFEST.hash, context_tokens=MANIFEST.context_tokens, prompt=prompt, tokens_max=tokens_max
         )
         ids = (SessionId(f"{name}-{number}") for number in itertools.count())
-        request = Request(spec, lambda masked: self._pick(me, masked), lambda: next(ids), config or RequestConfig(), self.now)
+        request = Request(
+            spec, lambda masked: self._pick(me, masked), lambda: next(ids), config or RequestConfig(), self.now
+        )
         self.clients[me] = Client(me, request)
         self._client_tick(me)
         return request

@@ -52,6 +52,7 @@ class Swarm:
         self.host = connection.host
         self.directory = connection.directory
         self.network = network
+        self._connection = connection
         self.view: wire.View | None = None
         self._model = model
         self._config = config
@@ -98,8 +99,7 @@ class Swarm:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.directory.close()
-        await self.host.close()
+        await self._connection.close()
 
     async def fresh_view(self) -> wire.View:
         """The swarm as the coordinator (or another peer) sees it now.
@@ -308,8 +308,11 @@ class Swarm:
             manifest = msgspec.json.decode(parts["manifest"], type=Manifest)
         except (msgspec.DecodeError, ValueError) as error:
             raise RemoteProtocolError(f"The swarm's manifest is malformed: {error}") from None
-        told = hashlib.sha256(parts["tokenizer"]).hexdigest()
-        if manifest.hash != self.view.manifest_hash or manifest.tokenizer_sha256 != told:
+        if manifest.hash != self.view.manifest_hash:
+            raise RemoteProtocolError("A peer sent a manifest that is not this model's.")
+        # A GGUF carries its tokenizer inside; what peers hand out is converted, and differs between versions.
+        converted = manifest.source_format == "gguf"
+        if not converted and manifest.tokenizer_sha256 != hashlib.sha256(parts["tokenizer"]).hexdigest():
             raise RemoteProtocolError("A peer sent a tokenizer that is not this model's.")
 
 

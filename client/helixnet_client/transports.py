@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from helixnet.core.errors import UsageError
@@ -16,6 +18,13 @@ class Connection:
 
     host: Host
     directory: Directory
+    clean_up: Callable[[], None]
+
+    async def close(self) -> None:
+        """Disconnect and leave nothing behind."""
+        await self.directory.close()
+        await self.host.close()
+        self.clean_up()
 
 
 class Transport(Protocol):
@@ -33,7 +42,14 @@ async def libp2p(join: Sequence[str]) -> Connection:
     """
     try:
         from helixnet.net.directory import DhtDirectory
-        from helixnet.net.host import Libp2pHost
+        from helixnet.net.host import HostConfig, Libp2pHost
     except ImportError as error:
         raise UsageError(f"This client needs {error.name}: install helixnet-swarm with the [peer] extra.") from None
-    raise NotImplementedError((join, DhtDirectory, Libp2pHost))
+    # A client is a stranger each time: its key is made anew and forgotten (but a restarted daemon needs it again).
+    scratch = tempfile.TemporaryDirectory(prefix="helixnet-client-")
+    host = await Libp2pHost.start(HostConfig(identity_path=Path(scratch.name) / "key", bootstrap=tuple(join)))
+    try:
+        return Connection(host, await DhtDirectory.start(host), scratch.cleanup)
+    except BaseException:
+        await host.close()
+        raise

@@ -8,12 +8,15 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from helixnet.core.errors import HelixError, ManifestMismatch, MemoryTooSmall
 from helixnet.core.machine import Event, Outcome
 from helixnet.core.model import Manifest
 from helixnet.core.peer import Peer, PeerFacts, members_key
+from helixnet.core.swarm.capability import Capability
 from helixnet.core.swarm.records import PeerRecord, decode_record
 from helixnet.core.types import PeerId
 from helixnet.core.wire import messages as wire
@@ -22,6 +25,7 @@ from helixnet.daemon.compute import EngineThread
 from helixnet.daemon.config import PRESETS, Settings, home, parse_memory
 from helixnet.daemon.links import LinkKeeper
 from helixnet.daemon.planning import solve_in_worker
+from helixnet.engine.base import Engine
 from helixnet.net.base import Directory, Host
 from helixnet.net.driver import ComputeEffect, Driver, Ports
 
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 
 OnEvent = Callable[[Event], None]
 STOP_CHECK_S = 0.1
+KV_TOKENS_MIN = 256
 
 
 class PeerProcess:
@@ -57,7 +62,7 @@ class PeerProcess:
         model = await asyncio.to_thread(_prepare, self.settings)
         budget = await asyncio.to_thread(_memory_budget, self.settings, model.manifest)
         warm = asyncio.create_task(asyncio.to_thread(_import_engine))
-        host, directory = await _start_network(self.settings, self._on_event)
+        host, directory = await _start_network(self.settings)
         try:
             await _check_swarm(directory, self.settings.network, model.manifest, host.peer_id)
             await self._serve(model, budget, host, directory, warm)
@@ -106,8 +111,7 @@ class PeerProcess:
     async def _get_ready(self, model: PreparedModel, budget: int, driver: Driver, warm: asyncio.Task[None]) -> None:
         """Measure the device, make the engine; only then can this peer be planned."""
         await warm
-        capability = await asyncio.to_thread(_measure, model, self.settings, budget)
-        engine = await asyncio.to_thread(_make_engine, model, self.settings, budget, capability.threads)
+        capability, engine = await asyncio.to_thread(_make_engine, model, self.settings, budget)
         self._engine = EngineThread(engine, self._on_event)
         self._emit("peer.measured", capability=capability)
         driver.apply(driver.peer.measured(capability, time.monotonic()))
@@ -115,7 +119,7 @@ class PeerProcess:
     async def _until_stopped(self, running: list[asyncio.Task[None]]) -> None:
         """Wait for the stop signal; if a part of the peer fails first, fail with its error."""
         stop = asyncio.create_task(self._stop.wait())
-        parts = set(running)
+        parts: set[asyncio.Task[Any]] = set(running)
         try:
             while not stop.done():
                 done, _ = await asyncio.wait({stop, *parts}, return_when=asyncio.FIRST_COMPLETED)
@@ -170,7 +174,7 @@ class ModelFiles:
         return True
 
 
-def _raise_first(task: asyncio.Task[None]) -> None:
+def _raise_first(task: asyncio.Task[Any]) -> None:
     error = task.exception()
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
@@ -193,11 +197,12 @@ def _import_engine() -> None:
 
 def _memory_budget(settings: Settings, manifest: Manifest) -> int:
     """Bytes for weights and KV. Raises MemoryTooSmall if not even one layer fits."""
-    from helixnet.engine.benchmark import default_memory
+    from helixnet.engine.device import default_memory_bytes, pick_device
 
-    budget = parse_memory(settings.memory) if settings.memory else default_memory(settings.device)
+    device = pick_device(settings.device)
+    budget = parse_memory(settings.memory) if settings.memory else default_memory_bytes(device)
     # One layer and KV for a short chat: less than that cannot serve anybody.
-    least = manifest.layer_bytes + 256 * manifest.kv_bytes
+    least = manifest.layer_bytes + KV_TOKENS_MIN * manifest.kv_bytes
     if budget < least:
         raise MemoryTooSmall(
             f"A memory budget of {budget / 1e6:.0f} MB is too small for one layer of {manifest.name}, which takes "
@@ -206,25 +211,36 @@ def _memory_budget(settings: Settings, manifest: Manifest) -> int:
     return budget
 
 
-def _measure(model: PreparedModel, settings: Settings, budget: int):  # type: ignore[no-untyped-def]
+def _make_engine(model: PreparedModel, settings: Settings, budget: int) -> tuple[Capability, Engine]:
+    """Measure the device (or read what was measured before) and make the engine that runs on it."""
     from helixnet.engine.benchmark import measure
-
-    return measure(model, settings.device, budget, threads=settings.threads)
-
-
-def _make_engine(model: PreparedModel, settings: Settings, budget: int, threads: int):  # type: ignore[no-untyped-def]
-    from helixnet.engine.benchmark import pick_device
+    from helixnet.engine.device import pick_device
     from helixnet.engine.torch_engine import TorchEngine
 
-    return TorchEngine(model, device=pick_device(settings.device), memory_bytes=budget, threads=threads)
+    device = pick_device(settings.device)
+    capability = measure(model, device, budget)
+    threads = settings.threads or capability.threads
+    engine = TorchEngine(model, device=device, memory_bytes=budget, threads=threads)
+    return msgspec.structs.replace(capability, threads=threads), engine
 
 
-async def _start_network(settings: Settings, on_event: OnEvent) -> tuple[Host, Directory]:
+async def _start_network(settings: Settings) -> tuple[Host, Directory]:
     from helixnet.net.directory import DhtDirectory
-    from helixnet.net.host import Libp2pHost
+    from helixnet.net.host import HostConfig, Libp2pHost
 
-    key = Path(settings.identity) if settings.identity else home() / "identity.key"
-    raise NotImplementedError(key, DhtDirectory, Libp2pHost, on_event)
+    config = HostConfig(
+        identity_path=Path(settings.identity) if settings.identity else home() / "identity.key",
+        listen=settings.listen_addresses,
+        announce=settings.announce,
+        bootstrap=settings.join,
+        profile="public" if settings.public else "local",
+    )
+    host = await Libp2pHost.start(config)
+    try:
+        return host, await DhtDirectory.start(host)
+    except BaseException:
+        await host.close()
+        raise
 
 
 async def _check_swarm(directory: Directory, network: str, manifest: Manifest, me: PeerId) -> None:

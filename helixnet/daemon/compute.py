@@ -11,8 +11,8 @@ from collections.abc import Callable
 from helixnet.core.errors import HelixError
 from helixnet.core.machine import (
     BatchDone,
-    Dropped,
     DropLayers,
+    Dropped,
     Event,
     Loaded,
     LoadSpan,

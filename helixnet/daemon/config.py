@@ -31,7 +31,7 @@ from helixnet.net.driver import DriverConfig
 
 MEMORY_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 ENV_PREFIX = "HELIXNET_"
-ENV_OF_OTHERS = frozenset({"HOME", "CACHE", "ARTIFACT"})
+ENV_OF_OTHERS = frozenset({"HOME", "CACHE", "ARTIFACT", "DEBUG"})
 """HELIXNET_* variables that are not settings of this file."""
 
 

@@ -24,6 +24,16 @@ ATTENTION_NAME = "helixnet"
 _running = threading.local()
 
 
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a family asks of attention in one layer."""
+
+    scaling: float
+    window: int | None
+    softcap: float | None
+    sinks: torch.Tensor | None
+
+
 @dataclass(slots=True)
 class Row:
     """One session's tokens in a batch."""
@@ -54,6 +64,8 @@ class Step:
     tables: list[np.ndarray] = field(init=False)
     """Per row, pages `[layers, pages so far]`."""
     masks: dict[Any, torch.Tensor | None] = field(init=False, default_factory=dict)
+    rules: dict[int, Rule] = field(init=False, default_factory=dict)
+    """What the layers that ran in this step asked of attention."""
     gathered: torch.Tensor | None = field(init=False, default=None)
     """[layers, decode rows, pages]: page ids, padded (masked) with the row's own first page, never another's."""
 
@@ -102,41 +114,47 @@ def attend(
     query `[1, heads, tokens, head_dim]`, key and value `[1, kv_heads, tokens, head_dim]`, rotated already.
     """
     step: Step = _running.step
-    layer = module.layer_idx - step.layers.start
-    pool = step.pool
-    pool.k_slots.index_copy_(0, step.slots[layer], key[0].transpose(0, 1))
-    pool.v_slots.index_copy_(0, step.slots[layer], value[0].transpose(0, 1))
-    rule = _Rule(
+    rule = Rule(
         scaling if scaling is not None else query.shape[-1] ** -0.5,
         family.get("sliding_window"),
         family.get("softcap"),
         family.get("s_aux"),
     )
+    step.rules[module.layer_idx] = rule
+    output = attend_rows(step, module.layer_idx, query, key[0].transpose(0, 1), value[0].transpose(0, 1), rule)
+    return output.transpose(1, 2), None
+
+
+def running_step() -> Step:
+    """The step whose `with` block this thread is in."""
+    step: Step = _running.step
+    return step
+
+
+def attend_rows(
+    step: Step, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rule: Rule
+) -> torch.Tensor:
+    """Store key and value `[tokens, kv_heads, head_dim]`; then what `query` attends to, `[1, heads, tokens, head_dim]`."""
+    index = layer - step.layers.start
+    slots = step.slots[index]
+    step.pool.k_slots.index_copy_(0, slots, key)
+    step.pool.v_slots.index_copy_(0, slots, value)
+    if len(step.rows) == 1:
+        return _attend_row(step, index, 0, query, rule)
     outputs = []
     first = 0
     if step.gathered is not None:
         first = step.decoding
-        outputs.append(_attend_gathered(step, layer, query[:, :, :first], rule))
+        outputs.append(_attend_gathered(step, index, query[:, :, :first], rule))
     start = first
-    for index in range(first, len(step.rows)):
-        tokens = step.rows[index].tokens
-        outputs.append(_attend_row(step, layer, index, query[:, :, start : start + tokens], rule))
+    for row in range(first, len(step.rows)):
+        tokens = step.rows[row].tokens
+        outputs.append(_attend_row(step, index, row, query[:, :, start : start + tokens], rule))
         start += tokens
-    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
-    return output.transpose(1, 2), None
+    return torch.cat(outputs, dim=2)
 
 
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    """What a family asks of attention in one layer."""
-
-    scaling: float
-    window: int | None
-    softcap: float | None
-    sinks: torch.Tensor | None
-
-
-def _attend_row(step: Step, layer: int, index: int, query: torch.Tensor, rule: _Rule) -> torch.Tensor:
+def _attend_row(step: Step, layer: int, index: int, query: torch.Tensor, rule: Rule) -> torch.Tensor:
     """One session's tokens: `[1, heads, tokens, head_dim]`."""
     row, table, pool = step.rows[index], step.tables[index][layer], step.pool
     # A row's oldest token looks back `window` tokens; nothing before that is read at all.
@@ -153,7 +171,7 @@ def _attend_row(step: Step, layer: int, index: int, query: torch.Tensor, rule: _
     return _scores(query, keys.transpose(0, 1)[None], values.transpose(0, 1)[None], mask, rule)
 
 
-def _attend_gathered(step: Step, layer: int, query: torch.Tensor, rule: _Rule) -> torch.Tensor:
+def _attend_gathered(step: Step, layer: int, query: torch.Tensor, rule: Rule) -> torch.Tensor:
     """All decode rows at once: query `[1, heads, rows, head_dim]`, and so is the result."""
     assert step.gathered is not None
     rows, pages = step.gathered.shape[1:]
@@ -165,7 +183,7 @@ def _attend_gathered(step: Step, layer: int, query: torch.Tensor, rule: _Rule) -
 
 
 def _scores(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None, rule: _Rule
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None, rule: Rule
 ) -> torch.Tensor:
     """softmax(q k / ...) v, grouped query heads; `mask` is True where a token may look."""
     if rule.softcap is None and rule.sinks is None:

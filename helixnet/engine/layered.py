@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,14 +15,14 @@ from torch import nn
 from helixnet.core.errors import CorruptCheckpoint, ModelError
 from helixnet.engine.attention import ATTENTION_NAME, attend
 from helixnet.engine.base import Progress
+from helixnet.engine.fused import PROBE_TOKENS, FusedLayer, column_wise, fuse, rotation_of
+from helixnet.engine.kv import PAGE_TOKENS, KvPool
 from helixnet.engine.weights import architecture
 from helixnet.engine.weights.prepared import PreparedModel
 from helixnet.engine.weights.source import WeightSource
 
 Part = int | Literal["entry", "exit"]
 """A layer number, or one of the two ends."""
-
-PROBE_TOKENS = 3
 
 
 class LayeredModel:
@@ -49,8 +51,13 @@ class LayeredModel:
         self._described = {name: _Tensor(value) for name, value in self._model.state_dict(keep_vars=True).items()}
         self._embedding_names, self._head_names = self._end_names()
         self._names = self._names_by_part()
+        output = self._model.get_output_embeddings().weight
+        stored = {name for name in self._head_names if self._model.get_parameter(name) is output}
+        self._projection_name = next(iter(stored), None)
         _fill_buffers(self._model, device)
         self.held: set[Part] = set()
+        self._fused: dict[int, FusedLayer] = {}
+        self._probe_pool = KvPool(manifest.kv_heads, manifest.head_dim, getattr(torch, manifest.dtype), device)
         self._embed: Callable[[torch.Tensor], torch.Tensor] = self._embed_as_written
         self._head: Callable[[torch.Tensor], torch.Tensor] = self._head_as_written
 
@@ -75,7 +82,8 @@ class LayeredModel:
             expected = self._described[name]
             if tensor.shape != expected.shape:
                 raise CorruptCheckpoint(f"{name} has shape {tuple(tensor.shape)}, the config says {expected.shape}")
-            loaded[name] = tensor.to(self._device, expected.dtype).contiguous()
+            tensor = tensor.to(self._device, expected.dtype).contiguous()
+            loaded[name] = column_wise(tensor) if name == self._projection_name else tensor
             done += expected.bytes
             if progress is not None:
                 progress(done, total)
@@ -85,11 +93,14 @@ class LayeredModel:
         self._assign(loaded)
         self.held.update(parts)
         self._choose_ends(parts)
+        self._fuse([part for part in parts if isinstance(part, int)])
 
     def drop(self, parts: Iterable[Part]) -> None:
         """Free the parts' tensors; what a remaining part shares with them (a tied head) stays."""
         gone = set(parts) & self.held
         self.held -= gone
+        for part in gone & self._fused.keys():
+            del self._fused[part]
         kept = {name for part in self.held for name in self._names[part]}
         names = {name for part in gone for name in self._names[part]} - kept
         self._assign({name: self._described[name].without_memory() for name in names})
@@ -102,27 +113,52 @@ class LayeredModel:
         """The model's logits [rows, vocab] for what the last layer put out [rows, hidden_size]."""
         return self._head(hidden[None])[0]
 
-    def rotations(self, hidden: torch.Tensor, positions: torch.Tensor, layers: Iterable[int]) -> Mapping[Any, Any]:
-        """Rotary cosines and sines by layer type, for `positions` [1, tokens]; computed once for all layers."""
-        if not self._rotary_by_type:
-            every = self._rotary(hidden, positions)
-            return {kind: every for kind in set(self._layer_types)}
-        kinds = {self._layer_types[layer] for layer in layers}
-        return {kind: self._rotary(hidden, positions, kind) for kind in kinds}
+    def run_layers(self, layers: Iterable[int], hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """`hidden` [1, tokens, hidden_size] through decoder layers, inside a running `attention.Step`.
 
-    def run_layer(
-        self, layer: int, hidden: torch.Tensor, positions: torch.Tensor, rotations: Mapping[Any, Any]
-    ) -> torch.Tensor:
-        """One decoder layer over `hidden` [1, tokens, hidden_size], inside a running `attention.Step`."""
+        Rotary cosines and sines for `positions` [1, tokens] are computed once per kind of layer.
+        """
+        plain: dict[Any, Any] = {}
+        signed: dict[Any, Any] = {}
+        for layer in layers:
+            kind = self._layer_types[layer] if self._rotary_by_type else None
+            if kind not in plain:
+                plain[kind] = self._rotations(hidden, positions, kind)
+            fused = self._fused.get(layer)
+            if fused is None:
+                hidden = self._run_plainly(layer, hidden, positions, plain[kind])
+                continue
+            if kind not in signed:
+                signed[kind] = rotation_of(*plain[kind])
+            hidden = fused.run(hidden, signed[kind])
+        return hidden
+
+    def _rotations(self, hidden: torch.Tensor, positions: torch.Tensor, kind: Any) -> Any:
+        return self._rotary(hidden, positions, kind) if self._rotary_by_type else self._rotary(hidden, positions)
+
+    def _run_plainly(self, layer: int, hidden: torch.Tensor, positions: torch.Tensor, rotation: Any) -> torch.Tensor:
+        """The layer's own code."""
         output = self._layers[layer].forward(
             hidden,
             attention_mask=None,
             position_ids=positions,
             past_key_values=None,
             use_cache=False,
-            position_embeddings=rotations[self._layer_types[layer]],
+            position_embeddings=rotation,
         )
         return output[0] if isinstance(output, tuple) else output
+
+    def _fuse(self, layers: Iterable[int]) -> None:
+        """Find out which layers may run fused (see `fused`)."""
+        self._probe_pool.resize(-(-PROBE_TOKENS // PAGE_TOKENS))
+        positions = torch.arange(PROBE_TOKENS, device=self._device)[None]
+        hidden = torch.zeros((1, 1, 1), dtype=self._probe_pool.k.dtype, device=self._device)
+        for layer in layers:
+            rotation = self._rotations(hidden, positions, self._layer_types[layer])
+            run = partial(self._run_plainly, layer, positions=positions, rotation=rotation)
+            fused = fuse(self._layers[layer], layer, run, rotation, self._probe_pool)
+            if fused is not None:
+                self._fused[layer] = fused
 
     def _end_names(self) -> tuple[set[str], set[str]]:
         embedding = self._model.get_input_embeddings().weight
@@ -184,12 +220,12 @@ class LayeredModel:
         return logits
 
     def _embed_as_written(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Run the model's own forward with a first layer that keeps its input."""
-        probe = _Stand(None)
-        with _layers_replaced(self._base, probe):
+        """Run the model's own forward up to its first layer, and take what that is given."""
+        stand = _Stand(None)
+        with _layers_replaced(self._base, stand), suppress(_ReachedLayers):
             self._base(input_ids=token_ids, position_ids=torch.zeros_like(token_ids), use_cache=False)
-        assert probe.received is not None, "the model calls its layers"
-        return probe.received
+        assert stand.received is not None, "the model calls its layers"
+        return stand.received
 
     def _head_as_written(self, hidden: torch.Tensor) -> torch.Tensor:
         """Run the model's own forward with one layer that puts out `hidden`, whatever it is given."""
@@ -210,8 +246,12 @@ class _Tensor:
         return torch.empty(self.shape, dtype=self.dtype, device="meta")
 
 
+class _ReachedLayers(Exception):
+    """The model's forward has come to its first layer."""
+
+
 class _Stand(nn.Module):
-    """Stands in for all decoder layers: remembers what it is given, puts out `result` (or what it was given)."""
+    """Stands in for all decoder layers: puts out `result`, or keeps what it is given and ends the forward."""
 
     def __init__(self, result: torch.Tensor | None) -> None:
         super().__init__()
@@ -219,8 +259,10 @@ class _Stand(nn.Module):
         self._result = result
 
     def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        self.received = hidden_states
-        return hidden_states if self._result is None else self._result
+        if self._result is None:
+            self.received = hidden_states
+            raise _ReachedLayers
+        return self._result
 
 
 class _layers_replaced:  # noqa: N801 - reads as what it does in a `with`

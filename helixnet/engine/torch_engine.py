@@ -165,11 +165,9 @@ class TorchEngine:
         hidden = torch.cat([item.hidden for item in items])[None] if len(items) > 1 else items[0].hidden[None]
         where = np.concatenate([np.arange(i.work.position, i.work.position + i.work.tokens) for i in items])
         positions = torch.from_numpy(where).to(self._device)[None]
-        rotations = self._model.rotations(hidden, positions, segment.layers())
         rows = [Row(item.kv, item.work.position, item.work.tokens) for item in items]
         with Step(self._pool, segment, rows, gather=self._device.type != "cpu"):
-            for layer in segment.layers():
-                hidden = self._model.run_layer(layer, hidden, positions, rotations)
+            hidden = self._model.run_layers(segment.layers(), hidden, positions)
         for item, part in zip(items, hidden[0].split(lengths), strict=True):
             item.hidden = part
 

@@ -122,7 +122,7 @@ class DhtDirectory:
         if p2p is None:
             return
         control = getattr(getattr(p2p, "_client", None), "control", None)
-        tasks = {getattr(control, name, None) for name in ("_read_task", "_write_task")} - {None}
+        tasks = [task for name in ("_read_task", "_write_task") if (task := getattr(control, name, None)) is not None]
         await p2p.shutdown()
         if tasks:  # they end now, not when the loop does; one may have failed with the daemon, which is no news
             await asyncio.gather(*tasks, return_exceptions=True)

@@ -46,7 +46,8 @@ class DaemonOptions:
             "natPortMap": public,
             "autonat": public,
             "relay": public,
-            "autoRelay": public,
+            # Without relays of our own the daemon would ask those of the public IPFS network.
+            "autoRelay": int(self.public and bool(self.trusted_relays)),
         }
         return [f"-{name}={value}" for name, value in flags.items() if value != ""]
 

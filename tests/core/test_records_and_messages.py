@@ -82,9 +82,9 @@ def an_open(prompt: tuple[int, ...] = (1, 2), tokens_max: int = 5, session: str 
 
 
 def test_messages_come_through_whole() -> None:
-    said = [
+    said: list[wire.Message] = [
         an_open(),
-        wire.Steps(items=(wire.StepItem(SessionId("s"), 3, 1, True),)),
+        wire.Steps(items=(wire.StepItem(SessionId("s"), 3, 1, True, True),)),
         wire.Sampled(items=(wire.SampledItem(SessionId("s"), 3, 17),)),
         wire.Announce(record=a_record(2)),
         wire.Lease(term=3, coordinator=ME, stability=2, duration_s=4.0),
@@ -101,7 +101,7 @@ def test_messages_come_through_whole() -> None:
         (an_open(prompt=(1, -2)), "negative"),
         (an_open(session="x" * 65), "session id is too long"),
         (wire.Goodbye(reason="x" * 3_000), "reason is too long"),
-        (wire.Steps(items=(wire.StepItem(SessionId("s"), 0, 1, True),) * 1_025), "too many steps"),
+        (wire.Steps(items=(wire.StepItem(SessionId("s"), 0, 1, True, True),) * 1_025), "too many steps"),
     ],
     ids=["empty prompt", "no tokens", "negative id", "long id", "long reason", "many steps"],
 )

@@ -21,9 +21,7 @@ def plan_of(spans: dict[str, tuple[int, int]], flows: dict[tuple[str | None, str
     prediction = Prediction(tokens_per_s=1, bound_tokens_per_s=1, ttft_s=1, tpot_s=1)
     placement = Placement(
         assignments=tuple(Assignment(PeerId(p), Span(*s)) for p, s in sorted(spans.items())),
-        flows=tuple(
-            Flow(PeerId(a) if a else None, PeerId(b) if b else None, rate) for (a, b), rate in flows.items()
-        ),
+        flows=tuple(Flow(PeerId(a) if a else None, PeerId(b) if b else None, rate) for (a, b), rate in flows.items()),
         prediction=prediction,
     )
     return Plan(term=1, epoch=1, coordinator=PeerId("a"), manifest_hash="m", layers=LAYERS, placement=placement)

@@ -57,13 +57,16 @@ def test_when_a_peer_is_killed_in_mid_answer_the_stream_ends_with_the_same_token
     swarm.join("d", 6)
     swarm.run_until(lambda: plan_is_active(swarm, 4))
     for victim in ("c", "b"):
-        request = swarm.ask(f"client-{victim}", PROMPT, 30)
-        swarm.run_until(lambda request=request: len(request.tokens) >= 7)
-        assert request.entry is not None
-        swarm.kill(victim)
-        swarm.run_until(lambda request=request: request.over)
-        assert request.error is None
-        assert request.tokens == toy_output(PROMPT, 30)
+        _answer_survives(swarm, victim)
+
+
+def _answer_survives(swarm: VirtualSwarm, victim: str) -> None:
+    request = swarm.ask(f"client-{victim}", PROMPT, 30)
+    swarm.run_until(lambda: len(request.tokens) >= 7)
+    swarm.kill(victim)
+    swarm.run_until(lambda: request.over)
+    assert request.error is None
+    assert request.tokens == toy_output(PROMPT, 30)
 
 
 def test_when_the_coordinator_dies_another_takes_over_with_a_higher_term(swarm: VirtualSwarm) -> None:
@@ -126,8 +129,12 @@ def test_a_peer_that_leaves_finishes_what_it_has_and_is_not_planned_again(swarm:
     assert len(request.pipelines) == 1, "a drain does not disturb sessions in flight"
     swarm.run_until(lambda: swarm.peers[leaver].may_stop(swarm.now))
     others = [peer for name, peer in swarm.peers.items() if name != leaver]
-    plans = lambda: [peer.follower.plan for peer in others]  # noqa: E731
-    swarm.run_until(lambda: all(plan is not None and plan.span_of(leaver) is None for plan in plans()))
+
+    def left_out() -> bool:
+        plans = [peer.follower.plan for peer in others]
+        return all(plan is not None and plan.span_of(leaver) is None for plan in plans)
+
+    swarm.run_until(left_out)
 
 
 def test_many_clients_together_get_their_own_answers(swarm: VirtualSwarm) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from helixnet.core.errors import PeerGone
 from helixnet.core.types import PeerId
-from helixnet.core.wire.codec import CHUNK_BYTES_MAX, Lane, encode_frame
+from helixnet.core.wire.codec import CHUNK_BYTES_MAX, Frame, FrameDecoder, Lane, encode_frame, frame_bytes
 from helixnet.core.wire.messages import Goodbye, Ping, ProbeData, encode_message
 from helixnet.net import streams
 from helixnet.net.base import RECORD_VALUE_BYTES_MAX, Gone, Received
@@ -198,6 +198,51 @@ async def test_a_peer_that_takes_nothing_is_gone_after_the_deadline(monkeypatch:
     assert isinstance(gone, Gone)
     assert "took nothing" in gone.reason
     await channels.close()
+
+
+async def test_whoever_cannot_be_dialled_is_answered_on_its_own_stream_in_every_lane() -> None:
+    async def open_stream(peer: PeerId) -> MemoryStream:
+        raise PeerGone(f"{peer} cannot be reached")
+
+    channels = Channels(A, open_stream)
+    near, far = memory_pipe()
+    channels.accept(B, near)
+    await far.write(encode_frame(Lane.TOKEN, encode_message(Ping(nonce=1)))[0])
+    await message_of(channels)
+    decoder = FrameDecoder()
+    frames: list[Frame] = []
+    for lane in Lane:
+        channels.post(B, Ping(nonce=lane), bytes(100), lane)
+    while len(frames) < len(Lane):
+        frames += decoder.feed(await asyncio.wait_for(far.read(), WAIT_S))
+    assert {frame.lane for frame in frames} == set(Lane)
+    await channels.close()
+
+
+async def test_tokens_and_heavy_frames_have_streams_of_their_own() -> None:
+    channels, far_ends = channels_with()
+    channels.post(B, Ping(nonce=1), bytes(100), Lane.BULK)
+    channels.post(B, Ping(nonce=2))
+    lanes = []
+    for _ in range(5):
+        await asyncio.sleep(0)
+    for far in far_ends:
+        lanes.append([frame.lane for frame in FrameDecoder().feed(await far.read())])
+    assert sorted(lanes) == [[Lane.TOKEN], [Lane.BULK]]
+    await channels.close()
+
+
+def test_the_queue_gives_the_most_urgent_chunk_and_gathers_small_ones() -> None:
+    queue = SendQueue()
+    large = encode_frame(Lane.BULK, b"bulk", bytes(2 * CHUNK_BYTES_MAX))
+    small = [encode_frame(Lane.PREFILL, bytes([number])) for number in range(3)]
+    assert queue.push(Lane.BULK, large, frame_bytes(4, 2 * CHUNK_BYTES_MAX))
+    assert queue.take() == large[0]
+    for chunks in small:
+        assert queue.push(Lane.PREFILL, chunks, frame_bytes(1, 0))
+    assert queue.take() == (b"".join(chunks[0][0] for chunks in small),)
+    assert [queue.take(), queue.take(), queue.take()] == [large[1], large[2], ()]
+    assert (queue.frames, queue.bytes) == (0, 0)
 
 
 async def test_a_stranger_cannot_open_streams_without_end() -> None:

@@ -87,6 +87,7 @@ class Coordinator:
         """We are no longer the coordinator."""
         self.term, self._offer, self._solving_since = 0, None, None
         self._news_since, self._solve_at, self._pointer_at = None, NEVER, NEVER
+        self.problem = ""
 
     def news(self, now: float) -> None:
         """Someone came, went, drained or returned: plan soon."""

@@ -21,7 +21,7 @@ class Batcher:
 
     def add(self, work: Work) -> None:
         """Queue one chunk or step."""
-        (self._decode if work.tokens == 1 and work.position > 0 else self._prefill).append(work)
+        (self._decode if work.decode else self._prefill).append(work)
 
     def forget(self, session: SessionId) -> None:
         """Drop what is queued for a session."""

@@ -9,6 +9,7 @@ import msgspec
 from helixnet.core.machine import NEVER, Effect, Send
 from helixnet.core.route.pipeline import check_pipeline
 from helixnet.core.stage.stage import StageMachine
+from helixnet.core.stage.work import Work
 from helixnet.core.types import PeerId, SessionId
 from helixnet.core.wire import messages as wire
 
@@ -116,10 +117,12 @@ class EntryMachine:
         session.progress_at = now
         effects: list[Effect] = [Send(session.client, wire.Opened(session=message.session))]
         prompt, chunk = session.open.prompt, self._config.prefill_chunk_tokens
+        layers = session.open.pipeline[0].layers
         for start in range(0, len(prompt), chunk):
             ids = prompt[start : start + chunk]
             last = start + len(ids) == len(prompt)
-            effects += self._stage.submit(message.session, start, ids, last, now)
+            work = Work(session=message.session, layers=layers, position=start, token_ids=ids, wanted=last)
+            effects += self._stage.submit(work, now)
         return effects + self._stage.pump()
 
     def refused(self, sender: PeerId, message: wire.Refused) -> list[Effect]:
@@ -152,8 +155,15 @@ class EntryMachine:
         session.progress_at = session.heard_at[session.open.pipeline[-1].peer] = now
         if finish:
             return [Send(session.client, token), *self._end(item.session)]
-        onward = self._stage.submit(item.session, item.position + 1, (item.token_id,), True, now)
-        return [Send(session.client, token), *onward]
+        step = Work(
+            session=item.session,
+            layers=session.open.pipeline[0].layers,
+            position=item.position + 1,
+            token_ids=(item.token_id,),
+            wanted=True,
+            decode=True,
+        )
+        return [Send(session.client, token), *self._stage.submit(step, now)]
 
     def pong(self, sender: PeerId, now: float) -> None:
         """A stage lives."""

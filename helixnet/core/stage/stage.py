@@ -146,39 +146,34 @@ class StageMachine:
                 effects.append(Send(sender, lost))
                 continue
             activation = Activation(self.manifest.dtype, item.tokens, self.manifest.hidden_size, rows)
-            effects += self._enqueue(session, item.position, activation, item.sample, now)
+            effects += self._enqueue(
+                session,
+                Work(
+                    session=item.session,
+                    layers=session.layers,
+                    position=item.position,
+                    activation=activation,
+                    wanted=item.sample,
+                    decode=item.decode,
+                ),
+                now,
+            )
         return effects + self.pump()
 
-    def submit(
-        self, session_id: SessionId, position: int, token_ids: tuple[int, ...], sample: bool, now: float
-    ) -> list[Effect]:
+    def submit(self, work: Work, now: float) -> list[Effect]:
         """Queue tokens at the first stage, for the entry. Call `pump` afterwards."""
-        session = self.sessions.get(session_id)
-        if session is None:
-            return []
-        return self._enqueue(session, position, token_ids, sample, now)
+        session = self.sessions.get(work.session)
+        return self._enqueue(session, work, now) if session is not None else []
 
-    def _enqueue(
-        self, session: StageSession, position: int, rows: Activation | tuple[int, ...], sample: bool, now: float
-    ) -> list[Effect]:
-        tokens = rows.tokens if isinstance(rows, Activation) else len(rows)
-        if position != session.next_position or position + tokens > session.tokens_max:
-            return self._broken(session, (), f"position {position} came where {session.next_position} was due")
-        session.next_position += tokens
+    def _enqueue(self, session: StageSession, work: Work, now: float) -> list[Effect]:
+        if work.position != session.next_position or work.position + work.tokens > session.tokens_max:
+            return self._broken(session, (), f"position {work.position} came where {session.next_position} was due")
+        session.next_position += work.tokens
         session.active_at = now
-        self.meter.count(session.previous_hop, tokens, now)
-        is_exit = session.next_hop is None
-        self._batcher.add(
-            Work(
-                session=session.session,
-                layers=session.layers,
-                position=position,
-                token_ids=None if isinstance(rows, Activation) else rows,
-                activation=rows if isinstance(rows, Activation) else None,
-                sample=session.sampling if sample and is_exit else None,
-                wanted=sample,
-            )
-        )
+        self.meter.count(session.previous_hop, work.tokens, now)
+        if work.wanted and session.next_hop is None:
+            work = msgspec.structs.replace(work, sample=session.sampling)
+        self._batcher.add(work)
         return []
 
     def pump(self) -> list[Effect]:
@@ -204,7 +199,7 @@ class StageMachine:
                 item = wire.SampledItem(work.session, work.position + work.tokens - 1, result.token_id)
                 sampled.setdefault(session.entry, []).append(item)
             elif result.activation is not None and session.next_hop is not None:
-                lane = Lane.TOKEN if work.tokens == 1 else Lane.PREFILL
+                lane = Lane.TOKEN if work.decode else Lane.PREFILL
                 onward.setdefault((session.next_hop, lane), []).append((work, result.activation))
         effects += [Send(entry, wire.Sampled(items=tuple(items))) for entry, items in sampled.items()]
         effects += [_steps(peer, lane, parts) for (peer, lane), parts in onward.items()]
@@ -249,6 +244,8 @@ class StageMachine:
 
 
 def _steps(peer: PeerId, lane: Lane, parts: list[tuple[Work, Activation]]) -> Send:
-    items = tuple(wire.StepItem(work.session, work.position, work.tokens, work.wanted) for work, _ in parts)
+    items = tuple(
+        wire.StepItem(work.session, work.position, work.tokens, work.wanted, work.decode) for work, _ in parts
+    )
     body = parts[0][1].data if len(parts) == 1 else b"".join(activation.data for _, activation in parts)
     return Send(peer, wire.Steps(items=items), memoryview(body), lane)

@@ -26,6 +26,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     sample: Sampling | None = None
     wanted: bool = False
     """Whether the last token is to be sampled at the exit; stages before it pass this on."""
+    decode: bool = False
+    """A decode step, which may overtake prompts; the last chunk of a prompt may not, even with one token."""
 
     @property
     def tokens(self) -> int:

@@ -221,12 +221,16 @@ class Refused(_Message, frozen=True):
 
 
 class StepItem(msgspec.Struct, frozen=True, array_like=True):
-    """One session's part of a Steps frame: `tokens` rows of the body, the first at `position`."""
+    """One session's part of a Steps frame: `tokens` rows of the body, the first at `position`.
+
+    `sample` asks the exit for the token after the last row; `decode` marks what may overtake prompts.
+    """
 
     session: SessionId
     position: int
     tokens: int
     sample: bool
+    decode: bool
 
 
 class Steps(_Message, frozen=True):

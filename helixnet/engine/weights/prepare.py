@@ -78,7 +78,7 @@ def prepare_gguf(folder: Path, name: str, stamp: FileStamp, dtype: str) -> Prepa
     try:
         parsed = load_gguf_checkpoint(str(path))
         model_class, config = architecture.causal_class(dict(parsed["config"]))
-        model = architecture.build_skeleton(model_class, config, dtype, "sdpa")
+        model = architecture.build_skeleton(model_class, config, dtype, "eager")
         index = _gguf_index(path, model, parsed["config"])
         tokenizer_json, chat = _gguf_tokenizer(path)
     except HelixError:

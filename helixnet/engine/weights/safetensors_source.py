@@ -99,7 +99,7 @@ def prepare_texts(
     config = _json(texts, "config.json")
     model_class, text_config = architecture.causal_class(config)
     dtype = dtype or _stored_dtype(config)
-    model = architecture.build_skeleton(model_class, text_config, dtype, "sdpa")
+    model = architecture.build_skeleton(model_class, text_config, dtype, "eager")
     missing = convert.missing_parameters(source, model)
     if missing:
         raise CorruptCheckpoint(f"{name} lacks {len(missing)} tensors of its architecture, {missing[0]} among them")

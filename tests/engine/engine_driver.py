@@ -1,0 +1,79 @@
+"""Drives engines the way stages do: work in, activations over the (imaginary) wire, a token out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from helixnet.core.sampling import Sampling
+from helixnet.core.stage.work import Done, Work
+from helixnet.core.types import SessionId, Span
+from helixnet.core.wire.activation import Activation
+from helixnet.engine.torch_engine import TorchEngine
+
+GREEDY = Sampling()
+
+
+class Pipeline:
+    """One session over a chain of engines, each running its part of the layers."""
+
+    def __init__(self, stages: Sequence[tuple[TorchEngine, Span]], session: str, tokens_max: int) -> None:
+        self.stages = stages
+        self.session = SessionId(session)
+        self.position = 0
+        for engine, span in stages:
+            engine.open(self.session, span, tokens_max)
+
+    def close(self) -> None:
+        for engine, _ in self.stages:
+            engine.release(self.session)
+
+    def first_work(self, tokens: Sequence[int], sample: bool) -> Work:
+        span = self.stages[0][1]
+        return Work(
+            session=self.session,
+            layers=span,
+            position=self.position,
+            token_ids=tuple(tokens),
+            sample=GREEDY if sample else None,
+        )
+
+    def feed(self, tokens: Sequence[int], sample: bool = True) -> int | None:
+        """Run `tokens` through every stage; the sampled token, or None."""
+        done = run_one(self.stages[0][0], self.first_work(tokens, sample))
+        for engine, span in self.stages[1:]:
+            assert done.activation is not None
+            done = run_one(engine, next_work(self.session, span, self.position, done.activation, sample))
+        self.position += len(tokens)
+        return done.token_id
+
+    def generate(self, prompt: Sequence[int], count: int, chunk: int = 1000) -> list[int]:
+        """`count` greedy tokens after `prompt`, prefilled in chunks."""
+        pieces = [prompt[start : start + chunk] for start in range(0, len(prompt), chunk)]
+        for piece in pieces[:-1]:
+            assert self.feed(piece, sample=False) is None
+        tokens = [self.feed(pieces[-1])]
+        while len(tokens) < count:
+            assert tokens[-1] is not None
+            tokens.append(self.feed([tokens[-1]]))
+        return [token for token in tokens if token is not None]
+
+
+def next_work(session: SessionId, span: Span, position: int, activation: Activation, sample: bool = True) -> Work:
+    return Work(
+        session=session,
+        layers=span,
+        position=position,
+        activation=Activation(
+            dtype=activation.dtype,
+            tokens=activation.tokens,
+            hidden_size=activation.hidden_size,
+            data=bytes(activation.data),
+        ),
+        sample=GREEDY if sample else None,
+    )
+
+
+def run_one(engine: TorchEngine, work: Work) -> Done:
+    (done,) = engine.run([work])
+    assert done.error is None, done.error
+    return done

@@ -1,0 +1,181 @@
+"""Greedy tokens of any split of the layers are those of transformers' own `generate` on the whole model."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import Any
+
+import pytest
+
+from helixnet.core.stage.work import Work
+from helixnet.core.types import SessionId, Span
+from helixnet.engine.torch_engine import TorchEngine
+from helixnet.engine.weights.catalog import prepare
+from helixnet.engine.weights.prepared import PreparedModel
+from tests.engine.engine_driver import GREEDY, Pipeline, next_work
+from tests.tiny_models import FAMILIES, LAYERS, reference, reference_tokens, write_checkpoint
+
+MEMORY = 64_000_000
+PROMPT = [5, 17, 99, 3, 42, 64, 7, 7, 120, 11, 23, 56, 31]
+NEW = 12
+
+
+def engine_with(model: PreparedModel, *spans: Span) -> TorchEngine:
+    engine = TorchEngine(model, device="cpu", memory_bytes=MEMORY)
+    for span in spans:
+        engine.load(span)
+    return engine
+
+
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[PreparedModel, Any]:
+    folder = write_checkpoint(tmp_path_factory.mktemp(request.param) / "tiny", request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HELIXNET_CACHE", str(folder.parent / "cache"))
+        return prepare(str(folder)), reference(folder)
+
+
+def splits() -> list[tuple[Span, ...]]:
+    """Every way to cut the layers into one, two or three stages."""
+    found = []
+    for count in (0, 1, 2):
+        for cuts in combinations(range(1, LAYERS), count):
+            edges = (0, *cuts, LAYERS)
+            found.append(tuple(Span(a, b) for a, b in zip(edges, edges[1:], strict=False)))
+    return found
+
+
+def test_every_split_of_the_layers_gives_the_whole_models_tokens(tiny: tuple[PreparedModel, Any]) -> None:
+    model, whole = tiny
+    expected = reference_tokens(whole, PROMPT, NEW)
+    for spans in splits():
+        pipeline = Pipeline([(engine_with(model, span), span) for span in spans], "s", 64)
+        assert pipeline.generate(PROMPT, NEW) == expected, spans
+
+
+def test_stages_may_run_parts_of_overlapping_spans(tiny: tuple[PreparedModel, Any]) -> None:
+    model, whole = tiny
+    first, second = engine_with(model, Span(0, 3)), engine_with(model, Span(1, LAYERS))
+    for cut in (1, 2, 3):
+        pipeline = Pipeline([(first, Span(0, cut)), (second, Span(cut, LAYERS))], f"s{cut}", 64)
+        assert pipeline.generate(PROMPT, NEW) == reference_tokens(whole, PROMPT, NEW)
+
+
+def test_a_prompt_in_chunks_gives_the_same_tokens(tiny: tuple[PreparedModel, Any]) -> None:
+    model, whole = tiny
+    engine = engine_with(model, Span(0, LAYERS))
+    for chunk in (1, 4, 5):
+        pipeline = Pipeline([(engine, Span(0, LAYERS))], f"chunk-{chunk}", 64)
+        assert pipeline.generate(PROMPT, NEW, chunk) == reference_tokens(whole, PROMPT, NEW)
+
+
+@pytest.mark.parametrize("gather", [False, True], ids=["row by row", "gathered"])
+def test_sessions_of_one_batch_do_not_touch_each_other(
+    tiny: tuple[PreparedModel, Any], gather: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three sessions of different lengths decode together while a fourth is prefilled in between."""
+    model, whole = tiny
+    if gather:
+        gather_decode_rows(monkeypatch)
+    engine = engine_with(model, Span(0, LAYERS))
+    prompts = {f"s{n}": PROMPT[n : n + 3 + 4 * n] for n in range(3)} | {"late": PROMPT[::-1]}
+    lines = {name: Pipeline([(engine, Span(0, LAYERS))], name, 40) for name in prompts}
+    tokens: dict[str, list[int]] = {name: [] for name in prompts}
+    for turn in range(NEW + 2):
+        batch = []
+        for name, line in lines.items():
+            if name == "late" and turn < 2:
+                continue
+            batch.append(line.first_work(tokens[name][-1:] or prompts[name], sample=True))
+        for work, done in zip(batch, engine.run(batch), strict=True):
+            assert done.token_id is not None, done.error
+            tokens[work.session].append(done.token_id)
+            lines[work.session].position += work.tokens
+    for name, prompt in prompts.items():
+        assert tokens[name][:NEW] == reference_tokens(whole, prompt, NEW), name
+
+
+def test_items_of_a_batch_may_run_different_layers(tiny: tuple[PreparedModel, Any]) -> None:
+    model, whole = tiny
+    engine = engine_with(model, Span(0, LAYERS))
+    everything = Pipeline([(engine, Span(0, LAYERS))], "all", 40)
+    front = Pipeline([(engine, Span(0, 2))], "front", 40)
+    back = SessionId("back")
+    engine.open(back, Span(2, LAYERS), 40)
+    tokens = {"all": PROMPT, "front": PROMPT}
+    out: list[int] = []
+    answers: list[int] = []
+    for _ in range(NEW):
+        one, two = engine.run([front.first_work(tokens["front"], True), everything.first_work(tokens["all"], True)])
+        assert one.activation is not None and two.token_id is not None
+        (three,) = engine.run([next_work(back, Span(2, LAYERS), front.position, one.activation)])
+        assert three.token_id is not None
+        front.position += len(tokens["front"])
+        everything.position += len(tokens["all"])
+        out.append(two.token_id)
+        answers.append(three.token_id)
+        tokens = {"all": [two.token_id], "front": [three.token_id]}
+    assert out == answers == reference_tokens(whole, PROMPT, NEW)
+
+
+def test_scattered_pages_give_the_same_tokens(tiny: tuple[PreparedModel, Any]) -> None:
+    """Sessions come and go until no run of pages is free; the next one gets what is left here and there."""
+    model, whole = tiny
+    page = 16 * model.manifest.kv_bytes
+    engine = TorchEngine(model, device="cpu", memory_bytes=MEMORY)
+    engine.load(Span(0, LAYERS))
+    weights = MEMORY - engine.kv_tokens_free // 16 * page
+    small = TorchEngine(model, device="cpu", memory_bytes=weights + 12 * LAYERS * page)
+    small.load(Span(0, LAYERS))
+    for n in range(small.kv_tokens_free // 16 // LAYERS):
+        small.open(SessionId(f"n{n}"), Span(0, LAYERS), 16)
+    for n in range(0, 12, 2):
+        small.release(SessionId(f"n{n}"))
+    pipeline = Pipeline([(small, Span(0, LAYERS))], "scattered", 40)
+    assert pipeline.generate(PROMPT, NEW) == reference_tokens(whole, PROMPT, NEW)
+
+
+def test_growing_a_span_keeps_what_is_there_and_its_sessions(tiny: tuple[PreparedModel, Any]) -> None:
+    model, whole = tiny
+    front, back = engine_with(model, Span(0, 2)), engine_with(model, Span(2, LAYERS))
+    pipeline = Pipeline([(front, Span(0, 2)), (back, Span(2, LAYERS))], "s", 64)
+    expected = reference_tokens(whole, PROMPT, NEW)
+    tokens = pipeline.generate(PROMPT, NEW // 2)
+    front.load(Span(0, LAYERS))
+    back.load(Span(1, 2))
+    assert front.held() == (Span(0, LAYERS),) and back.held() == (Span(1, LAYERS),)
+    while len(tokens) < NEW:
+        token = pipeline.feed(tokens[-1:])
+        assert token is not None
+        tokens.append(token)
+    assert tokens == expected
+    back.drop(None)
+    alone = Pipeline([(front, Span(0, LAYERS))], "alone", 64)
+    assert alone.generate(PROMPT, NEW) == expected
+
+
+def test_dropping_one_end_leaves_a_tied_model_whole(tiny: tuple[PreparedModel, Any]) -> None:
+    model, whole = tiny
+    engine, other = engine_with(model, Span(0, LAYERS)), engine_with(model, Span(0, 2))
+    engine.drop(Span(2, LAYERS))
+    assert engine.held() == (Span(2, LAYERS),)
+    pipeline = Pipeline([(other, Span(0, 2)), (engine, Span(2, LAYERS))], "s", 64)
+    assert pipeline.generate(PROMPT, NEW) == reference_tokens(whole, PROMPT, NEW)
+
+
+def gather_decode_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attend as on an accelerator, where decode rows are gathered."""
+    from helixnet.engine import torch_engine
+    from helixnet.engine.attention import Step
+
+    monkeypatch.setattr(torch_engine, "Step", lambda pool, layers, rows, gather: Step(pool, layers, rows, True))
+
+
+def test_sampling_is_not_asked_for_inside_a_prompt(tiny: tuple[PreparedModel, Any]) -> None:
+    model, _ = tiny
+    engine = engine_with(model, Span(0, LAYERS))
+    engine.open(SessionId("s"), Span(0, LAYERS), 20)
+    work = Work(session=SessionId("s"), layers=Span(0, LAYERS), position=0, token_ids=(1, 2, 3))
+    (done,) = engine.run([work])
+    assert (done.token_id, done.activation, done.error) == (None, None, None)
+    assert GREEDY.temperature == 0
