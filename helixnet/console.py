@@ -111,7 +111,8 @@ def _exit_code(prog: str, error: BaseException) -> int:
             _complain(prog, f"{error.filename}: {error.strerror}")
             return 1
     _complain(
-        prog, f"something unexpected happened ({type(error).__name__}: {error}). {DEBUG}=1 shows where; please report it."
+        prog,
+        f"something unexpected happened ({type(error).__name__}: {error}). {DEBUG}=1 shows where; please report it.",
     )
     return EXIT_UNEXPECTED
 

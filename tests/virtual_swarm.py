@@ -35,6 +35,7 @@ from helixnet.core.model import Manifest
 from helixnet.core.peer import Peer, PeerConfig, PeerFacts, members_key
 from helixnet.core.plan.plan import Assignment, Flow, Placement, Prediction, uncovered
 from helixnet.core.plan.snapshot import Snapshot
+from helixnet.core.route.pipeline import Pipeline
 from helixnet.core.route.request import Request, RequestConfig, RequestSpec
 from helixnet.core.route.router import Router
 from helixnet.core.stage.work import Done, Work
@@ -46,6 +47,7 @@ from helixnet.core.wire.activation import Activation
 
 LAYERS = 6
 HOP_S = 0.01
+NO_BODY = memoryview(b"")
 STEP_S = 0.02
 
 MANIFEST = Manifest(
@@ -146,9 +148,8 @@ def toy_plan(snapshot: Snapshot) -> Placement | str:
     assignments: list[Assignment] = []
     reached = 0
     for view in snapshot.peers:
-        room = min(
-            manifest.layers, (view.capability.memory_bytes * 3 // 4 - manifest.embedding_bytes) // manifest.layer_bytes
-        )
+        bytes_left = view.capability.memory_bytes * 3 // 4 - manifest.embedding_bytes
+        room = min(manifest.layers, bytes_left // manifest.layer_bytes)
         if room < 1:
             continue
         start = reached % manifest.layers
@@ -338,9 +339,7 @@ class VirtualSwarm:
             return
         self.at(delay_s, lambda: self._receive(me, effect.to, message, memoryview(bytes(effect.body))))
 
-    def _receive(
-        self, sender: PeerId, to: PeerId, message: wire.Message | Outcome, body: memoryview = memoryview(b"")
-    ) -> None:
+    def _receive(self, sender: PeerId, to: PeerId, message: wire.Message | Outcome, body: memoryview = NO_BODY) -> None:
         if to in self.peers:
             self._apply(to, self.peers[to].receive(sender, message, self.now, body))
         elif to in self.clients:
@@ -372,7 +371,7 @@ class VirtualSwarm:
             elif isinstance(effect, Emit):
                 self.clients[me].events.append(effect.event)
 
-    def _pick(self, me: PeerId, masked: frozenset[PeerId]):  # type: ignore[no-untyped-def]
+    def _pick(self, me: PeerId, masked: frozenset[PeerId]) -> Pipeline | None:
         view = self.clients[me].view
         if view is None or view.plan is None or not view.active:
             return None

@@ -133,7 +133,7 @@ class PeerProcess:
         peer = driver.peer
         self._emit("peer.leaving", sessions=len(peer.stage.sessions))
         driver.apply(peer.leave(time.monotonic()))
-        while not peer.may_stop(time.monotonic()):
+        while not peer.may_stop(time.monotonic()):  # noqa: ASYNC110 - the machine is asked, it does not call
             await asyncio.sleep(STOP_CHECK_S)
         driver.apply(peer.stop())
         self._emit("peer.left", tokens=peer.stage.meter.total)

@@ -6,16 +6,15 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from helixnet.console import Parser
-
 if TYPE_CHECKING:
     from helixnet.daemon.config import Settings
 
-Commands = argparse._SubParsersAction
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
 ADDRESS_EXAMPLE = "/ip4/203.0.113.7/tcp/31337/p2p/12D3KooW..."
 
 
-def add_command(commands: Commands[Parser], name: str, summary: str, example: str) -> Parser:
+def add_command(commands: Commands, name: str, summary: str, example: str) -> argparse.ArgumentParser:
     """A command with its one-line help and an example."""
     description = summary[0].upper() + summary[1:] + "."
     return commands.add_parser(name, help=summary, description=description, epilog=f"example:\n  {example}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -38,7 +39,8 @@ def make_parser() -> Parser:
         epilog=EXAMPLES,
     )
     parser.add_argument("--version", action="version", version=f"helixnet {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    made: type[argparse.ArgumentParser] = Parser
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=made)
     add_up_parser(commands)
     add_generate_parser(commands)
     add_chat_parser(commands)

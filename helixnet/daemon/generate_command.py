@@ -7,11 +7,11 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from helixnet.console import Parser
 from helixnet.core.errors import HelixError, UsageError
-from helixnet.daemon.arguments import Commands, add_client_arguments, add_command, client_arguments
+from helixnet.daemon.arguments import add_client_arguments, add_command, client_arguments
 
 if TYPE_CHECKING:
+    from helixnet.daemon.arguments import Commands
     from helixnet_client import Client, Completion, Message, Stream
 
 GENERATE_EXAMPLE = 'helixnet generate "What is the capital of France?" --max-tokens 40'
@@ -22,17 +22,19 @@ TOKENS_DEFAULT = 256
 PROMPT = "you> "
 
 
-def add_generate_parser(commands: Commands[Parser]) -> None:
+def add_generate_parser(commands: Commands) -> None:
     """Add the `generate` command."""
     parser = add_command(commands, "generate", "ask the swarm one thing and stream the answer", GENERATE_EXAMPLE)
     parser.add_argument("prompt", help="what to ask")
     parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead: text, token_ids, finish, ...")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object instead: text, token_ids, finish, ..."
+    )
     _add_options(parser)
     parser.set_defaults(func=run_generate)
 
 
-def add_chat_parser(commands: Commands[Parser]) -> None:
+def add_chat_parser(commands: Commands) -> None:
     """Add the `chat` command."""
     parser = add_command(commands, "chat", "talk with the swarm", CHAT_EXAMPLE)
     _add_options(parser)
@@ -40,10 +42,16 @@ def add_chat_parser(commands: Commands[Parser]) -> None:
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--max-tokens", type=int, metavar="N", default=TOKENS_DEFAULT, help="tokens to make at most (256)")
+    parser.add_argument(
+        "--max-tokens", type=int, metavar="N", default=TOKENS_DEFAULT, help="tokens to make at most (256)"
+    )
     parser.add_argument("--temperature", type=float, metavar="T", default=0.0, help="0 takes the likeliest token (0)")
-    parser.add_argument("--top-p", type=float, metavar="P", default=1.0, help="sample from this share of the likeliest (1)")
-    parser.add_argument("--top-k", type=int, metavar="K", default=0, help="sample from the K likeliest; 0: from all (0)")
+    parser.add_argument(
+        "--top-p", type=float, metavar="P", default=1.0, help="sample from this share of the likeliest (1)"
+    )
+    parser.add_argument(
+        "--top-k", type=int, metavar="K", default=0, help="sample from the K likeliest; 0: from all (0)"
+    )
     parser.add_argument("--seed", type=int, metavar="S", help="the same seed gives the same answer")
     parser.add_argument("--verbose", action="store_true", help="say how long it took, even if nobody watches")
     add_client_arguments(parser)
@@ -92,9 +100,11 @@ def _finish(client: Client, completion: Completion | None, arguments: argparse.N
 
 def _show(stream: Stream) -> str:
     """Print the pieces as they come; all of them at the end."""
+    from helixnet.daemon.wording import printable
+
     shown = ""
     for piece in stream:
-        sys.stdout.write(piece.text)
+        sys.stdout.write(printable(piece.text) if sys.stdout.isatty() else piece.text)
         sys.stdout.flush()
         shown += piece.text
     sys.stdout.write("\n")

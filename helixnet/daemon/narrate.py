@@ -15,7 +15,7 @@ from rich.text import Text
 from helixnet.core.machine import Event
 from helixnet.core.swarm.capability import Capability
 from helixnet.core.types import PeerId, Span
-from helixnet.daemon.wording import amount, many, percent, rate, short_id, size, span_words
+from helixnet.daemon.wording import amount, many, percent, printable, rate, short_id, size, span_words
 
 if TYPE_CHECKING:
     from helixnet.core.peer import Peer
@@ -27,6 +27,7 @@ REPEAT_S = 30.0
 COMPLAINTS_MAX = 64
 """Different complaints remembered for that."""
 TEXT_CHARS_MAX = 300
+THIS_PEER = "this peer"
 
 
 class Narrator:
@@ -98,7 +99,7 @@ class Narrator:
 
     def _say(self, text: str, style: str = "") -> None:
         stamp = time.strftime("%H:%M:%S")
-        line = escape(text[:TEXT_CHARS_MAX])
+        line = escape(printable(text[:TEXT_CHARS_MAX]))
         self._console.print(f"[dim]{stamp}[/]  [{style}]{line}[/]" if style else f"[dim]{stamp}[/]  {line}")
 
     def _complain(self, text: str) -> None:
@@ -116,7 +117,7 @@ class Narrator:
         machine = self._snapshot()
         member = machine.membership.get(PeerId(str(peer))) if machine is not None else None
         if machine is not None and peer == machine.me:
-            return "this peer"
+            return THIS_PEER
         return f"{member.record.name} (…{short_id(str(peer))})" if member else f"…{short_id(str(peer))}"
 
     def _tell_served(self, peer: Peer, now: float) -> None:
@@ -124,7 +125,9 @@ class Narrator:
         served, self._served_tokens = total - self._served_tokens, total
         seconds, self._served_at = now - self._served_at, now
         if served > 0:
-            self._say(f"served {amount(served)} tokens in {seconds:.0f} s, {many(len(peer.stage.sessions), 'session')} open")
+            self._say(
+                f"served {amount(served)} tokens in {seconds:.0f} s, {many(len(peer.stage.sessions), 'session')} open"
+            )
 
     # --- stories -----------------------------------------------------------------------------------
 
@@ -151,7 +154,8 @@ class Narrator:
 
     def _coordinator(self, data: dict[str, object]) -> None:
         who = self._who(data.get("coordinator"))
-        self._say(f"{who} {'coordinates the swarm now' if who == 'this peer' else 'is the coordinator'} (term {data.get('term')})")
+        what = "coordinates the swarm now" if who == THIS_PEER else "is the coordinator"
+        self._say(f"{who} {what} (term {data.get('term')})")
 
     def _followed(self, data: dict[str, object]) -> None:
         plan = (data.get("term"), data.get("epoch"), data.get("span"))

@@ -6,29 +6,36 @@ import argparse
 import asyncio
 from typing import TYPE_CHECKING
 
-from helixnet.console import Parser, add_parent_option, end_with_parent
-from helixnet.daemon.arguments import Commands, add_command, add_join_arguments, settings_from
+from helixnet.console import add_parent_option, end_with_parent
+from helixnet.daemon.arguments import add_command, add_join_arguments, settings_from
 
 if TYPE_CHECKING:
     from helixnet.core.machine import Event
+    from helixnet.daemon.arguments import Commands
     from helixnet.daemon.narrate import Narrator
 
 EXAMPLE = "helixnet peer --join /ip4/203.0.113.7/tcp/31337/p2p/12D3KooW... --memory 6GB --name kitchen"
 
 
-def add_peer_parser(commands: Commands[Parser]) -> None:
+def add_peer_parser(commands: Commands) -> None:
     """Add the `peer` command."""
     parser = add_command(commands, "peer", "lend this machine to a swarm until Ctrl-C", EXAMPLE)
     parser.add_argument("--model", metavar="M", help="folder, GGUF file, hub id or name (see `helixnet models`)")
     add_join_arguments(parser)
-    parser.add_argument("--memory", metavar="SIZE", help="for weights and KV, such as 6GB (default: most of what is free)")
+    parser.add_argument(
+        "--memory", metavar="SIZE", help="for weights and KV, such as 6GB (default: most of what is free)"
+    )
     parser.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the number measured as fastest)")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="CPU threads (default: the number measured as fastest)"
+    )
     parser.add_argument("--dtype", metavar="T", help="float32, bfloat16 or float16; the same on every peer")
     parser.add_argument("--name", help="what people call this peer (default: this machine's name)")
     parser.add_argument("--listen", action="append", metavar="ADDR", help="where to listen; may be repeated")
     parser.add_argument("--announce", action="append", metavar="ADDR", help="address to tell others; may be repeated")
-    parser.add_argument("--identity", metavar="PATH", help="file of the key that gives this peer its id; made if missing")
+    parser.add_argument(
+        "--identity", metavar="PATH", help="file of the key that gives this peer its id; made if missing"
+    )
     parser.add_argument("--preset", metavar="P", help="timing that suits the network: lan, wan or home (default: lan)")
     parser.add_argument(
         "--public", action="store_true", help="let the router forward a port, accept relays, punch holes"

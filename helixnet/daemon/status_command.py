@@ -6,12 +6,12 @@ import argparse
 import asyncio
 from typing import TYPE_CHECKING
 
-from helixnet.console import Parser
-from helixnet.daemon.arguments import Commands, add_client_arguments, add_command, client_arguments
+from helixnet.daemon.arguments import add_client_arguments, add_command, client_arguments
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from helixnet.daemon.arguments import Commands
     from helixnet.daemon.status_report import StatusReport
     from helixnet_client import AsyncClient
 
@@ -31,9 +31,11 @@ keys of --json (the last line of the output):
 Spans are half-open, bandwidths bytes/s; measured rates are of one layer."""
 
 
-def add_status_parser(commands: Commands[Parser]) -> None:
+def add_status_parser(commands: Commands) -> None:
     """Add the `status` command."""
-    parser = add_command(commands, "status", "show the swarm's peers, layers, links, plan and flow", EXAMPLE + JSON_HELP)
+    parser = add_command(
+        commands, "status", "show the swarm's peers, layers, links, plan and flow", EXAMPLE + JSON_HELP
+    )
     add_client_arguments(parser)
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="one JSON object on one line")

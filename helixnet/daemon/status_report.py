@@ -11,6 +11,7 @@ from helixnet.core.plan.plan import Plan
 from helixnet.core.swarm.records import PeerRecord
 from helixnet.core.types import PeerId
 from helixnet.core.wire.messages import MemberView, View
+from helixnet.daemon.wording import printable
 
 VERSION = 1
 CLIENTS = "clients"
@@ -122,14 +123,14 @@ def report(view: View, network: str) -> StatusReport:
     return StatusReport(
         version=VERSION,
         network=network,
-        model=view.model,
+        model=printable(view.model),
         manifest_hash=view.manifest_hash,
         layers=view.layers,
         context_tokens=view.context_tokens,
         term=view.term,
         coordinator=view.coordinator,
         serving=view.plan is not None and view.active,
-        problem=view.problem,
+        problem=printable(view.problem),
         plan=_plan_row(view.plan, view.active, records) if view.plan else None,
         peers=peers,
         links=links,
@@ -148,12 +149,12 @@ def _peer_row(row: MemberView, view: View) -> PeerRow:
     batch = capability.decode[-1] if capability else None
     return PeerRow(
         id=record.peer,
-        name=record.name,
+        name=printable(record.name),
         state=row.state,
         coordinator=record.peer == view.coordinator,
         held=[(span.start, span.stop) for span in sorted(record.held)],
         planned=(planned.start, planned.stop) if planned else None,
-        device=capability.device if capability else None,
+        device=printable(capability.device) if capability else None,
         memory_bytes=capability.memory_bytes if capability else None,
         matmul_flops=capability.matmul_flops if capability else None,
         memory_bandwidth=capability.memory_bandwidth if capability else None,
@@ -189,7 +190,7 @@ def _plan_row(plan: Plan, active: bool, records: dict[PeerId, PeerRecord]) -> Pl
         share_of_bound=flow / bound if bound > 0 else None,
         predicted_ttft_s=prediction.ttft_s,
         predicted_tpot_s=prediction.tpot_s,
-        bottleneck=prediction.bottleneck,
+        bottleneck=printable(prediction.bottleneck),
     )
 
 
@@ -212,4 +213,6 @@ def _flow_rows(plan: Plan | None, records: dict[PeerId, PeerRecord], order: dict
         for source, target in {**planned, **seen}
     ]
     last = len(order)
-    return sorted(rows, key=lambda row: (order.get(row.source, -1), order.get(row.target, last), row.source, row.target))
+    return sorted(
+        rows, key=lambda row: (order.get(row.source, -1), order.get(row.target, last), row.source, row.target)
+    )

@@ -55,7 +55,9 @@ def layer_bar(spans: Sequence[tuple[int, int]], layers: int, cells: int = BAR_CE
 
 def peer_table(status: StatusReport) -> Table:
     """Who holds what."""
-    table = _table("peer", "id", "state", f"layers (of {status.layers})", "", "memory", "KV free", "sessions", "tokens/s")
+    table = _table(
+        "peer", "id", "state", f"layers (of {status.layers})", "", "memory", "KV free", "sessions", "tokens/s"
+    )
     for column in table.columns[5:]:
         column.justify = "right"
     for row in status.peers:

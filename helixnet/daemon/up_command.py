@@ -11,10 +11,9 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from helixnet.console import Parser
 from helixnet.core.errors import DeadlineExceeded, HelixError, NetworkError, SwarmTooSmall
 from helixnet.daemon import up_processes as processes
-from helixnet.daemon.arguments import Commands, add_command, add_config_argument, settings_from
+from helixnet.daemon.arguments import add_command, add_config_argument, settings_from
 from helixnet.daemon.up_processes import BOOTSTRAP, Child
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from helixnet.core.model import Manifest
+    from helixnet.daemon.arguments import Commands
     from helixnet.daemon.config import Settings
     from helixnet.daemon.status_report import StatusReport
     from helixnet.daemon.up_view import StartView
@@ -39,11 +39,13 @@ PROBLEM_S = 10.0
 """Peers are all there and still no plan is possible: then it will not be."""
 
 
-def add_up_parser(commands: Commands[Parser]) -> None:
+def add_up_parser(commands: Commands) -> None:
     """Add the `up` command."""
     parser = add_command(commands, "up", "start a swarm of several peers on this machine, until Ctrl-C", EXAMPLE)
     parser.add_argument("--peers", type=int, metavar="N", help="how many peers (default: 3)")
-    parser.add_argument("--model", metavar="M", help="folder, GGUF file, hub id or name (default: smollm2-135m-instruct)")
+    parser.add_argument(
+        "--model", metavar="M", help="folder, GGUF file, hub id or name (default: smollm2-135m-instruct)"
+    )
     parser.add_argument(
         "--memory", metavar="SIZES", help="one budget for each peer: 400MB,350MB,300MB (default: by the model's size)"
     )

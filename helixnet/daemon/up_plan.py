@@ -43,7 +43,9 @@ def budgets_from(text: str, peers: int | None) -> list[int]:
     """
     sizes = [parse_memory(part) for part in text.split(",")]
     if peers is not None and peers != len(sizes):
-        raise UsageError(f"--memory gives {len(sizes)} budgets for {peers} peers: give one for each, or leave --peers out.")
+        raise UsageError(
+            f"--memory gives {len(sizes)} budgets for {peers} peers: give one for each, or leave --peers out."
+        )
     check_peers(len(sizes))
     return sizes
 

@@ -48,7 +48,9 @@ class Child:
         code = self.process.returncode or 0
         said = last_line(self.log) or "it said nothing"
         how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-        return ChildFailed(f"{self.name} ended {how}: {said} (all of it: {self.log})", 128 - code if code < 0 else code or 1)
+        return ChildFailed(
+            f"{self.name} ended {how}: {said} (all of it: {self.log})", 128 - code if code < 0 else code or 1
+        )
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal, if it still runs."""
@@ -105,7 +107,9 @@ async def bootstrap_addresses(child: Child) -> tuple[str, ...]:
         async with asyncio.timeout(BOOTSTRAP_S):
             line = await child.process.stdout.readline()
     except TimeoutError:
-        raise DeadlineExceeded(f"the bootstrap peer did not start within {BOOTSTRAP_S:.0f} s; see {child.log}") from None
+        raise DeadlineExceeded(
+            f"the bootstrap peer did not start within {BOOTSTRAP_S:.0f} s; see {child.log}"
+        ) from None
     if not line:
         await child.ended
         raise child.failure()
@@ -131,9 +135,9 @@ async def _wait_for(children: Sequence[Child], patience_s: float, hurry: asyncio
     if not children:
         return
     hurried = asyncio.create_task(hurry.wait())
-    ended = asyncio.gather(*(asyncio.shield(child.ended) for child in children))
+    ended = asyncio.create_task(asyncio.wait({child.ended for child in children}))
     try:
-        await asyncio.wait({hurried, ended}, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((hurried, ended), timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
     finally:
         hurried.cancel()
         ended.cancel()

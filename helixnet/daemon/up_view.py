@@ -52,9 +52,7 @@ class StartView:
         self._problem = ""
         self._spinner = Spinner("dots")
         # The spinner turns by itself: rich's own thread draws what `_page` makes of these plain values.
-        self._live = Live(
-            get_renderable=self._page, console=console, refresh_per_second=FRAMES_PER_S, transient=True
-        )
+        self._live = Live(get_renderable=self._page, console=console, refresh_per_second=FRAMES_PER_S, transient=True)
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -98,18 +96,27 @@ class StartView:
         table = Table.grid(padding=(0, 2))
         for name, step in list(self._steps.items()):
             row = self._rows.get(name)
-            spans = (row.held or [row.planned]) if row is not None and row.planned is not None else []
-            bar = layer_bar([span for span in spans if span], self._manifest.layers) if name != BOOTSTRAP else ""
+            bar = self._bar(row) if name != BOOTSTRAP else ""
             style = "green" if step == DONE else "yellow"
-            table.add_row(f"  {name}", Text(bar, style if spans else "dim"), Text(step, style))
+            table.add_row(
+                f"  {name}", Text(bar, style if row is not None and row.planned else "dim"), Text(step, style)
+            )
         problem = Text(self._problem, "yellow") if self._problem else Text("")
         return Group(self._spinner, table, problem)
+
+    def _bar(self, row: PeerRow | None) -> str:
+        """What a peer holds, or is to hold."""
+        planned = [row.planned] if row is not None and row.planned is not None else []
+        held = row.held if row is not None else []
+        return layer_bar(held or planned, self._manifest.layers)
 
 
 def ready_page(status: StatusReport, folder: Path, took_s: float) -> Group:
     """Who holds what, and what to do now."""
     whole = (0, status.layers)
-    parts = "" if any(whole in row.held for row in status.peers) or len(status.peers) < 2 else ", each with a part of it"
+    parts = (
+        "" if any(whole in row.held for row in status.peers) or len(status.peers) < 2 else ", each with a part of it"
+    )
     headline = Text.assemble(
         ("Ready", "bold green"), f" after {took_s:.0f} s: {status.model} on {many(len(status.peers), 'peer')}{parts}."
     )
@@ -137,7 +144,9 @@ def ready_page(status: StatusReport, folder: Path, took_s: float) -> Group:
     )
 
 
-def ready_json(status: StatusReport, join: Sequence[str], children: Sequence[Child], took_s: float) -> dict[str, object]:
+def ready_json(
+    status: StatusReport, join: Sequence[str], children: Sequence[Child], took_s: float
+) -> dict[str, object]:
     """The one line of `helixnet up --json`."""
     pids = {child.name: child.process.pid for child in children}
     return {

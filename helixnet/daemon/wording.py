@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 from helixnet.core.types import Span
@@ -13,6 +14,11 @@ _PREFIXES = ("", "k", "M", "G", "T", "P")
 def short_id(peer: str) -> str:
     """The end of a peer id: its beginning is the same for all."""
     return peer[-SHORT_ID_CHARS:]
+
+
+def printable(text: str) -> str:
+    """`text` without control characters: names and answers come from strangers, and a terminal obeys escapes."""
+    return "".join(char for char in text if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cs"))
 
 
 def size(value: float, unit: str) -> str:

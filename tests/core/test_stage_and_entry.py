@@ -1,6 +1,8 @@
-"""A stage and an entry, message by message: rooms are made, batched, handed on, freed; bad input costs its sender only."""
+"""A stage and an entry, message by message: room is made, work batched, handed on, freed; bad input harms nobody."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -26,15 +28,18 @@ ROW = 32  # 8 float32
 PIPELINE = (Stage(ME, Span(0, 3)), Stage(NEXT, Span(3, LAYERS)))
 
 
-def a_stage(held: Span = Span(0, 3), pages: int = 1_000) -> StageMachine:
+FIRST_HALF = Span(0, 3)
+
+
+def a_stage(held: Span = FIRST_HALF, pages: int = 1_000) -> StageMachine:
     weights = MANIFEST.span_bytes(held.start, held.stop)
     stage = StageMachine(ME, MANIFEST, weights + pages * PAGE_TOKENS * MANIFEST.kv_bytes, StageConfig())
     stage.set_held((held,), (held,))
     return stage
 
 
-def reserve(session: str = "s", stage: int = 0, **changes: object) -> wire.Reserve:
-    values: dict[str, object] = {
+def reserve(session: str = "s", stage: int = 0, **changes: Any) -> wire.Reserve:
+    values: dict[str, Any] = {
         "session": SessionId(session),
         "pipeline": PIPELINE,
         "stage": stage,
@@ -42,7 +47,7 @@ def reserve(session: str = "s", stage: int = 0, **changes: object) -> wire.Reser
         "tokens_max": 40,
         "sampling": Sampling(),
     }
-    return wire.Reserve(**{**values, **changes})  # type: ignore[arg-type]
+    return wire.Reserve(**{**values, **changes})
 
 
 def sent(effects: list[Effect]) -> list[wire.Message]:
@@ -82,7 +87,7 @@ def test_a_reservation_opens_kv_and_says_so() -> None:
     ],
     ids=["manifest", "short pipeline", "not our stage", "not held", "too large"],
 )
-def test_what_cannot_be_is_refused_and_leaves_nothing(changes: dict[str, object], code: str) -> None:
+def test_what_cannot_be_is_refused_and_leaves_nothing(changes: dict[str, Any], code: str) -> None:
     stage = a_stage()
     assert refusal(stage.reserve(CLIENT, reserve(**changes), 0.0)) == code
     assert stage.sessions == {} and stage.pool.used == 0
@@ -223,8 +228,8 @@ def test_the_meter_forgets_what_is_older_than_its_window() -> None:
 # --- entry ---------------------------------------------------------------------------------------------------------
 
 
-def an_open(session: str = "s", **changes: object) -> wire.Open:
-    values: dict[str, object] = {
+def an_open(session: str = "s", **changes: Any) -> wire.Open:
+    values: dict[str, Any] = {
         "session": SessionId(session),
         "pipeline": PIPELINE,
         "manifest_hash": MANIFEST.hash,
@@ -233,7 +238,7 @@ def an_open(session: str = "s", **changes: object) -> wire.Open:
         "sampling": Sampling(),
         "stop_ids": (7,),
     }
-    return wire.Open(**{**values, **changes})  # type: ignore[arg-type]
+    return wire.Open(**{**values, **changes})
 
 
 class Ring:
@@ -326,7 +331,7 @@ def test_when_the_client_is_gone_its_session_is_released() -> None:
     ],
     ids=["manifest", "pipeline", "too long", "not a token"],
 )
-def test_an_open_that_cannot_be_is_refused(changes: dict[str, object], code: str) -> None:
+def test_an_open_that_cannot_be_is_refused(changes: dict[str, Any], code: str) -> None:
     entry = EntryMachine(ME, a_stage(), EntryConfig())
     assert refusal(entry.open(CLIENT, an_open(**changes), 0.0)) == code
     assert entry.sessions == {}

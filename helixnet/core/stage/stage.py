@@ -146,18 +146,15 @@ class StageMachine:
                 effects.append(Send(sender, lost))
                 continue
             activation = Activation(self.manifest.dtype, item.tokens, self.manifest.hidden_size, rows)
-            effects += self._enqueue(
-                session,
-                Work(
-                    session=item.session,
-                    layers=session.layers,
-                    position=item.position,
-                    activation=activation,
-                    wanted=item.sample,
-                    decode=item.decode,
-                ),
-                now,
+            work = Work(
+                session=item.session,
+                layers=session.layers,
+                position=item.position,
+                activation=activation,
+                wanted=item.sample,
+                decode=item.decode,
             )
+            effects += self._enqueue(session, work, now)
         return effects + self.pump()
 
     def submit(self, work: Work, now: float) -> list[Effect]:

@@ -11,7 +11,6 @@ from helixnet.core.sampling import STOP_IDS_MAX, Sampling
 from helixnet.core.swarm.records import PeerRecord
 from helixnet.core.types import SESSION_ID_CHARS_MAX, PeerId, SessionId
 
-PROTOCOL = 1
 PROMPT_TOKENS_MAX = 262_144
 STEPS_MAX = 1_024
 TEXT_CHARS_MAX = 2_000
@@ -23,15 +22,7 @@ class _Message(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_default
     """Base: msgspec puts the class name into the bytes."""
 
 
-# --- first words -----------------------------------------------------------------------------------
-
-
-class Hello(_Message, frozen=True):
-    """First message on a channel, both ways; another protocol or network ends the conversation."""
-
-    protocol: int
-    network: str
-    agent: str = ""
+# --- last words ------------------------------------------------------------------------------------
 
 
 class Goodbye(_Message, frozen=True):
@@ -44,10 +35,14 @@ class Goodbye(_Message, frozen=True):
 
 
 class Ping(_Message, frozen=True):
+    """Asks whether the receiver is there."""
+
     nonce: int
 
 
 class Pong(_Message, frozen=True):
+    """Answers a ping."""
+
     nonce: int
 
 
@@ -205,6 +200,8 @@ class Reserve(_Message, frozen=True):
 
 
 class Reserved(_Message, frozen=True):
+    """Stage to entry: room is made."""
+
     session: SessionId
 
 
@@ -283,8 +280,7 @@ class Release(_Message, frozen=True):
 
 
 Message = (
-    Hello
-    | Goodbye
+    Goodbye
     | Ping
     | Pong
     | ProbeData

@@ -1,0 +1,88 @@
+"""Members come by record or by word, fall silent, die, and do not rise again from an old record."""
+
+from __future__ import annotations
+
+import msgspec
+
+from helixnet.core.swarm.membership import Membership, MembershipConfig
+from helixnet.core.swarm.records import PeerRecord
+from helixnet.core.types import PeerId
+
+CONFIG = MembershipConfig(suspect_s=4.0, dead_s=8.0, forget_s=100.0)
+ME, A = PeerId("me"), PeerId("a")
+
+
+def record(peer: PeerId = A, uptime_s: float = 1.0, **changes: object) -> PeerRecord:
+    plain = PeerRecord(
+        peer=peer, name="n", addresses=(), model="m", manifest_hash="h", state="active", uptime_s=uptime_s
+    )
+    return msgspec.structs.replace(plain, **changes)
+
+
+def states(membership: Membership) -> dict[PeerId, str]:
+    return {member.record.peer: member.state for member in membership.members()}
+
+
+def members() -> Membership:
+    return Membership(ME, "h", CONFIG)
+
+
+def test_a_record_in_the_directory_makes_a_member_and_ours_does_not() -> None:
+    membership = members()
+    membership.listed([record(), record(ME)], 0.0)
+    assert states(membership) == {A: "active"}
+
+
+def test_peers_with_other_weights_are_strangers() -> None:
+    membership = members()
+    membership.listed([record(manifest_hash="other")], 0.0)
+    assert membership.live() == [] and A in membership.strangers
+
+
+def test_silence_makes_suspect_then_dead_where_heartbeats_are_owed() -> None:
+    membership = members()
+    assert membership.announced(record(), 0.0)
+    assert not membership.announced(record(uptime_s=2.0), 1.0), "a heartbeat without news is no news"
+    membership.expire(5.5, owed_heartbeats=True)
+    assert states(membership) == {A: "suspect"}
+    membership.expire(9.6, owed_heartbeats=True)
+    assert states(membership) == {A: "dead"}
+
+
+def test_without_heartbeats_owed_silence_means_nothing() -> None:
+    membership = members()
+    membership.announced(record(), 0.0)
+    assert not membership.expire(60.0, owed_heartbeats=False)
+    assert states(membership) == {A: "active"}
+
+
+def test_a_broken_channel_makes_suspect_and_a_word_makes_well_again() -> None:
+    membership = members()
+    membership.announced(record(), 0.0)
+    assert membership.gone(A, 1.0) and not membership.gone(A, 1.1)
+    membership.heard(A, 2.0)
+    assert states(membership) == {A: "active"}
+
+
+def test_the_dead_do_not_rise_from_an_old_record_but_from_their_own_word() -> None:
+    membership = members()
+    membership.announced(record(), 0.0)
+    membership.expire(5.0, owed_heartbeats=True)
+    membership.expire(10.0, owed_heartbeats=True)
+    membership.listed([record(uptime_s=3.0)], 11.0)
+    assert states(membership) == {A: "dead"}
+    assert membership.announced(record(uptime_s=20.0), 12.0)
+    assert states(membership) == {A: "active"}
+
+
+def test_a_member_whose_record_vanished_from_the_directory_dies() -> None:
+    membership = members()
+    membership.listed([record()], 0.0)
+    membership.listed([], 9.0)
+    assert states(membership) == {A: "dead"}
+
+
+def test_one_that_leaves_drains() -> None:
+    membership = members()
+    membership.announced(record(), 0.0)
+    assert membership.left(A) and states(membership) == {A: "draining"}
