@@ -85,7 +85,7 @@ def write_checkpoint(
         for name, value in model.named_parameters():
             if "norm" in name:
                 value.add_(torch.randn_like(value) * 0.1)
-            elif name.endswith("sinks") or name.endswith("bias"):
+            elif name.endswith(("sinks", "bias")):
                 value.normal_()
     folder.mkdir(parents=True, exist_ok=True)
     model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shard_bytes or "1GB")
@@ -144,14 +144,14 @@ def write_gguf(path: Path, *, seed: int = 0) -> Path:
     writer.add_vocab_size(VOCAB)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
-    writer.add_token_list([*"<>", *(f"t{index}" for index in range(2, VOCAB))])
+    writer.add_token_list(["<unk>", "<s>", "</s>", *"t23", "t2", "t3", *(f"x{index}" for index in range(8, VOCAB))])
     writer.add_token_types([gguf.TokenType.NORMAL] * VOCAB)
     writer.add_token_merges(["t 2", "t 3"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
 
     def add(name: str, *shape: int, quantized: bool = False) -> None:
-        values = (random.standard_normal(shape) * 0.3).astype(np.float32)
+        values: Any = (random.standard_normal(shape) * 0.3).astype(np.float32)
         if name.endswith("norm.weight"):
             values = 1 + values / 3
         if quantized:

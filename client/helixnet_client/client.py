@@ -86,6 +86,12 @@ class AsyncClient:
         """The swarm as its coordinator sees it now: members, capabilities, links, plan, flows."""
         return await self.swarm.fresh_view()
 
+    async def views(self, patience_s: float = 30.0) -> AsyncIterator[View]:
+        """The swarm now, and again at every change; ends with DeadlineExceeded when nobody tells for `patience_s`."""
+        yield await self.status()
+        while True:
+            yield await self.swarm.next_view(patience_s)
+
     async def generate(self, prompt: str | Sequence[int], **options: object) -> Completion:
         """Continue a bare prompt (text or token ids)."""
         return await self.stream(prompt, **options).finished()

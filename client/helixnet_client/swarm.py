@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import random
 import secrets
@@ -40,8 +41,9 @@ REQUESTS_MAX = 256
 class ActiveRequest:
     """A request's machine and whoever waits for its next token."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, began_at: float) -> None:
         self.request = request
+        self.began_at = began_at
         self.changed = asyncio.Event()
 
 
@@ -62,7 +64,7 @@ class Swarm:
         self._requests: dict[SessionId, ActiveRequest] = {}
         self._active: set[ActiveRequest] = set()
         self._asked: PeerId | None = None
-        self._viewed = asyncio.Event()
+        self._next_view: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._viewed_at = 0.0
         self._parts: dict[str, asyncio.Future[bytes]] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -107,12 +109,19 @@ class Swarm:
         Raises:
             NetworkError: nobody answered in time.
         """
-        self._viewed.clear()
         if self._asked is not None:
             self.host.post(self._asked, wire.GetView(subscribe=True))
+        return await self.next_view(ANSWER_S)
+
+    async def next_view(self, patience_s: float) -> wire.View:
+        """The next view that comes.
+
+        Raises:
+            DeadlineExceeded: none came in time.
+        """
         try:
-            async with asyncio.timeout(ANSWER_S):
-                await self._viewed.wait()
+            async with asyncio.timeout(patience_s):
+                await asyncio.shield(self._next_view)
         except TimeoutError:
             raise DeadlineExceeded("No peer of the swarm answered in time.") from None
         assert self.view is not None, "a view was just announced"
@@ -143,13 +152,9 @@ class Swarm:
 
     async def _ask(self, peer: PeerId) -> None:
         self._asked = peer
-        self._viewed.clear()
         self.host.post(peer, wire.GetView(subscribe=True))
-        try:
-            async with asyncio.timeout(ANSWER_S / 3):
-                await self._viewed.wait()
-        except TimeoutError:
-            return
+        with contextlib.suppress(DeadlineExceeded):
+            await self.next_view(ANSWER_S / 3)
 
     async def _members(self) -> list[PeerRecord]:
         try:
@@ -208,7 +213,8 @@ class Swarm:
         if self.view is not None and _number(view) < _number(self.view):
             view = msgspec.structs.replace(view, plan=self.view.plan, active=self.view.active)
         self.view, self._viewed_at = view, time.monotonic()
-        self._viewed.set()
+        self._next_view.set_result(None)
+        self._next_view = asyncio.get_running_loop().create_future()
         for row in view.members:
             self.host.learn(row.record.peer, row.record.addresses)
         for active in list(self._active):
@@ -239,7 +245,7 @@ class Swarm:
             raise UsageError(f"This client already runs {REQUESTS_MAX} requests; wait for one to end.")
         now = time.monotonic()
         request = Request(spec, self.pick, _new_session_id, self._config, now)
-        active = ActiveRequest(request)
+        active = ActiveRequest(request, now)
         self._active.add(active)
         try:
             self._carry_out(active, request.tick(now))
@@ -277,6 +283,11 @@ class Swarm:
             else:
                 assert isinstance(effect, Emit), "a request only sends and tells"
         active.changed.set()
+
+    def pipelines(self) -> list[Pipeline]:
+        """The pipelines of the requests that run now, oldest request first."""
+        running = sorted(self._active, key=lambda active: active.began_at)
+        return [active.request.pipelines[-1] for active in running if active.request.pipelines]
 
     # --- the model's files -------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 REFRESH_S = 1.0
 SERVED_LINE_S = 10.0
-REPEAT_S = 30.0
+REPEAT_S = 300.0
 """The same complaint again within this time is counted and not printed: strangers must not flood the terminal."""
 COMPLAINTS_MAX = 64
 """Different complaints remembered for that."""
@@ -100,7 +100,8 @@ class Narrator:
     def _say(self, text: str, style: str = "") -> None:
         stamp = time.strftime("%H:%M:%S")
         line = escape(printable(text[:TEXT_CHARS_MAX]))
-        self._console.print(f"[dim]{stamp}[/]  [{style}]{line}[/]" if style else f"[dim]{stamp}[/]  {line}")
+        told = f"[{style}]{line}[/]" if style else line
+        self._console.print(f"[dim]{stamp}[/]  {told}", soft_wrap=True)
 
     def _complain(self, text: str) -> None:
         now = self._clock()

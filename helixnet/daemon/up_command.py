@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -85,7 +86,9 @@ def run_up(arguments: argparse.Namespace) -> int:
         model = pull(settings.model, settings.dtype, console)
         sizes = asked or up_plan.budgets(model.manifest, arguments.peers or up_plan.PEERS_DEFAULT)
         swarm = LocalSwarm(settings, sizes, folder, arguments.base_port or 0)
-        return asyncio.run(_run(swarm, model.manifest, began, console, as_json=arguments.json))
+        asyncio.run(_run(swarm, model.manifest, began, console, as_json=arguments.json))
+    console.print("everything is stopped")
+    return 0
 
 
 class LocalSwarm:
@@ -105,15 +108,23 @@ class LocalSwarm:
         return [f"peer-{index}" for index in range(1, len(self.budgets) + 1)]
 
     async def start_bootstrap(self) -> None:
-        """Start the entry point and learn its address.
+        """Start the entry point and wait until it can be dialled.
+
+        Its identity and its port are settled beforehand, so nobody waits for it to say them.
 
         Raises:
             HelixError: it does not start.
         """
-        arguments = ["--json", "--listen", self._address(0), "--identity", str(self.folder / "bootstrap.key")]
+        from helixnet.net.address import parse_address, pin_port
+        from helixnet.net.identity import Identity
+
+        key = self.folder / "bootstrap.key"
+        address = pin_port(parse_address(self._address(0)))
+        self.join = (f"{address.text}/p2p/{Identity.load_or_create(key).peer_id}",)
+        arguments = ["--listen", address.text, "--identity", str(key)]
         child = await processes.start(BOOTSTRAP, "helixnet_bootstrap.app", arguments, self.folder)
         self.children.append(child)
-        self.join = await processes.bootstrap_addresses(child)
+        await processes.until_listening(child, address.host, address.port)
 
     async def start_peers(self) -> None:
         """Start all peers at once."""
@@ -146,7 +157,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-async def _run(swarm: LocalSwarm, manifest: Manifest, began: float, console: Console, *, as_json: bool) -> int:
+async def _run(swarm: LocalSwarm, manifest: Manifest, began: float, console: Console, *, as_json: bool) -> None:
     from helixnet.daemon.local_swarm import announced
     from helixnet.daemon.up_view import StartView, ready_json, ready_page
 
@@ -155,7 +166,7 @@ async def _run(swarm: LocalSwarm, manifest: Manifest, began: float, console: Con
         with StartView(console, swarm.names, manifest, began) as view:
             starting = asyncio.create_task(_start(swarm, manifest, view))
             if not await _first(starting, stop):
-                return 0
+                return
         status = starting.result()
         took_s = time.monotonic() - began
         with announced(swarm.join, swarm.settings.network, status.model):
@@ -165,10 +176,8 @@ async def _run(swarm: LocalSwarm, manifest: Manifest, began: float, console: Con
                 console.print(ready_page(status, swarm.folder, took_s))
             await _serve(swarm, stop, console)
     finally:
-        with console.status("stopping") if console.is_terminal else console.capture():
+        with console.status("stopping") if console.is_terminal else contextlib.nullcontext():
             await processes.stop_all(swarm.children, hurry)
-    console.print("everything is stopped")
-    return 0
 
 
 def _signals() -> tuple[asyncio.Event, asyncio.Event]:

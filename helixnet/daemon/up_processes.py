@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import sys
-from asyncio.subprocess import DEVNULL, PIPE, Process
+import time
+from asyncio.subprocess import DEVNULL, STDOUT, Process
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,9 @@ from helixnet.console import DEBUG
 from helixnet.core.errors import DeadlineExceeded, HelixError
 
 BOOTSTRAP = "bootstrap"
-BOOTSTRAP_S = 60.0
-"""Its first start reads all of torch from a cold disk."""
+LISTEN_S = 60.0
+"""For the bootstrap peer; its first start reads all of its libraries from a cold disk."""
+LISTEN_CHECK_S = 0.05
 PEERS_STOP_S = 12.0
 BOOTSTRAP_STOP_S = 6.0
 KILL_S = 5.0
@@ -77,43 +78,42 @@ def environment(own: Mapping[str, str]) -> dict[str, str]:
 
 
 async def start(name: str, module: str, arguments: Sequence[str], folder: Path) -> Child:
-    """Start a module of ours; stdout and stderr go to `folder/NAME.log`, begun anew.
+    """Start a module of ours; what it prints goes to `folder/NAME.log`, begun anew.
 
-    The bootstrap peer's stdout is a pipe instead: it prints its address there. Each child has its own session,
-    so that Ctrl-C in the terminal reaches only us, and ends when we are gone.
+    Each child has a session of its own, so that Ctrl-C in the terminal reaches only us, and ends when we are gone.
     """
     log = folder / f"{name}.log"
     with log.open("wb") as file:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", module, *arguments, "--exit-with-parent", str(os.getpid())),
             stdin=DEVNULL,
-            stdout=PIPE if name == BOOTSTRAP else file,
-            stderr=file,
+            stdout=file,
+            stderr=STDOUT,
             env=environment(os.environ),
             start_new_session=True,
         )
     return Child(name, process, log, asyncio.create_task(process.wait()))
 
 
-async def bootstrap_addresses(child: Child) -> tuple[str, ...]:
-    """What the bootstrap peer says it can be reached at.
+async def until_listening(child: Child, host: str, port: int) -> None:
+    """Wait until something takes connections at this address.
 
     Raises:
-        ChildFailed: it ended instead.
-        DeadlineExceeded: it said nothing in time.
+        ChildFailed: the child that is to listen there ended instead.
+        DeadlineExceeded: it did not begin to listen in time.
     """
-    assert child.process.stdout is not None, "the bootstrap peer's stdout is a pipe"
-    try:
-        async with asyncio.timeout(BOOTSTRAP_S):
-            line = await child.process.stdout.readline()
-    except TimeoutError:
-        raise DeadlineExceeded(
-            f"the bootstrap peer did not start within {BOOTSTRAP_S:.0f} s; see {child.log}"
-        ) from None
-    if not line:
-        await child.ended
-        raise child.failure()
-    return tuple(json.loads(line)["addresses"])
+    deadline = time.monotonic() + LISTEN_S
+    while time.monotonic() < deadline:
+        if child.ended.done():
+            raise child.failure()
+        try:
+            _, writer = await asyncio.open_connection(host, port)
+        except OSError:
+            await asyncio.sleep(LISTEN_CHECK_S)
+            continue
+        writer.close()
+        return
+    raise DeadlineExceeded(f"{child.name} did not listen on port {port} within {LISTEN_S:.0f} s; see {child.log}")
 
 
 async def stop_all(children: Sequence[Child], hurry: asyncio.Event) -> None:

@@ -134,7 +134,7 @@ def running_step() -> Step:
 def attend_rows(
     step: Step, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rule: Rule
 ) -> torch.Tensor:
-    """Store key and value `[tokens, kv_heads, head_dim]`; then what `query` attends to, `[1, heads, tokens, head_dim]`."""
+    """Store key and value `[tokens, kv_heads, head_dim]`, then let `query` `[1, heads, tokens, head_dim]` attend."""
     index = layer - step.layers.start
     slots = step.slots[index]
     step.pool.k_slots.index_copy_(0, slots, key)

@@ -1,4 +1,4 @@
-"""Measures what this machine can do, on a real layer of the model; the result is cached."""
+"""Measures what this machine can do, on real layers of the model; the result is cached."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import msgspec
 import torch
 
 from helixnet.core.errors import MemoryTooSmall
-from helixnet.core.model import DTYPE_BYTES
+from helixnet.core.model import DTYPE_BYTES, Manifest
 from helixnet.core.stage.work import Work
 from helixnet.core.swarm.capability import Capability, RatePoint
 from helixnet.core.types import SessionId, Span
@@ -25,6 +25,9 @@ from helixnet.engine.weights.prepared import PreparedModel, cache_root
 
 DECODE_BATCHES = (1, 4, 16, 64)
 PREFILL_CHUNKS = (32, 128, 512)
+LAYERS_MEASURED_MAX = 4
+CACHE_BYTES = 48 * 1024 * 1024
+"""Layers are measured in a row until they exceed this: one small layer alone would be read from the CPU's cache."""
 DECODE_CONTEXT_TOKENS = 128
 """Tokens in KV when decode is measured: about half of a usual answer's context."""
 REPEATS = 5
@@ -45,7 +48,7 @@ def measure(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Capability:
-    """What `device` does with one layer of `model`; from the cache if it was measured before (unless `force`).
+    """What `device` does with a layer of `model`; from the cache if it was measured before (unless `force`).
 
     Takes about 3 s on a CPU. Leaves torch's thread count at what was found fastest.
     Raises MemoryTooSmall if not even one layer fits `memory_bytes`.
@@ -71,16 +74,15 @@ def _measure(model: PreparedModel, device: str, memory_bytes: int, progress: Pro
     manifest = model.manifest
     if memory_bytes < manifest.layer_bytes:
         raise MemoryTooSmall(
-            f"{memory_bytes / 1e9:.2f} GB cannot hold one layer of {manifest.name} ({manifest.layer_bytes / 1e9:.2f} GB); "
-            "give the peer more memory (--memory) or serve a smaller model"
+            f"{memory_bytes / 1e9:.2f} GB cannot hold one layer of {manifest.name} "
+            f"({manifest.layer_bytes / 1e9:.2f} GB); give the peer more memory (--memory) or serve a smaller model"
         )
-    layer = min(1, manifest.layers - 1)
-    room = max(DECODE_BATCHES) * DECODE_CONTEXT_TOKENS + max(PREFILL_CHUNKS)
-    budget = 2 * manifest.layer_bytes + manifest.embedding_bytes + manifest.head_bytes + 4 * room * manifest.kv_bytes
-    # An inner layer needs neither embedding nor head; a model of one or two layers has only outer ones.
+    span = _measured_span(manifest, memory_bytes)
+    room = 2 * max(DECODE_BATCHES) * DECODE_CONTEXT_TOKENS + max(PREFILL_CHUNKS)
+    budget = manifest.span_bytes(span.start, span.stop) + len(span) * room * manifest.kv_bytes
     engine = TorchEngine(model, device=device, memory_bytes=budget)
-    engine.load(Span(layer, layer + 1))
-    bench = _Bench(engine, device, Span(layer, layer + 1))
+    engine.load(span)
+    bench = _Bench(engine, device, span)
     steps = len(DECODE_BATCHES) + len(PREFILL_CHUNKS) + 3
     report = progress or (lambda _done, _total: None)
     threads = _fastest_threads(bench) if device == "cpu" else 1
@@ -106,8 +108,15 @@ def _measure(model: PreparedModel, device: str, memory_bytes: int, progress: Pro
     return capability
 
 
+def _measured_span(manifest: Manifest, memory_bytes: int) -> Span:
+    """Inner layers where there are any (no embedding, no head), as many as tell the truth and fit."""
+    wanted = min(LAYERS_MEASURED_MAX, -(-CACHE_BYTES // manifest.layer_bytes), memory_bytes // manifest.layer_bytes)
+    first = min(1, manifest.layers - 1)
+    return Span(first, first + max(1, min(wanted, manifest.layers - 1 - first)))
+
+
 class _Bench:
-    """Times one layer of an engine with made-up activations; only their size matters."""
+    """Times layers of an engine with made-up activations, of which only the size matters; answers per layer."""
 
     def __init__(self, engine: TorchEngine, device: str, span: Span) -> None:
         self._engine, self._device, self._span = engine, device, span
@@ -164,7 +173,7 @@ class _Bench:
             once()
             synchronize(self._device)
             taken.append(time.perf_counter() - began)
-        return statistics.median(taken)
+        return statistics.median(taken) / len(self._span)
 
 
 def _fastest_threads(bench: _Bench) -> int:

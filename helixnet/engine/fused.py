@@ -138,7 +138,9 @@ def _is_usual(layer: Any) -> bool:
 def _join(linears: Sequence[nn.Linear]) -> _Joined:
     """One matrix for all of `linears`, whose own parameters become views of it."""
     weight = column_wise(torch.cat([linear.weight for linear in linears]))
-    bias = torch.cat([linear.bias for linear in linears]) if linears[0].bias is not None else None
+    biases: list[torch.Tensor | None] = [linear.bias for linear in linears]
+    present = [bias for bias in biases if bias is not None]
+    bias = torch.cat(present) if present else None
     start = 0
     for linear in linears:
         stop = start + linear.out_features

@@ -116,15 +116,16 @@ class KvPool:
         return torch.from_numpy(raw).view(self._dtype).view(shape)
 
     def _take(self, layers: int, per_layer: int) -> tuple[np.ndarray, bool]:
-        """Pages `[layers, per_layer]`: one run for all, else a run per layer, else whatever is free (in order)."""
+        """Pages `[layers, per_layer]`: one run for all of them, or else the first that are free."""
         start = self._run(layers * per_layer)
         if start is not None:
             pages = np.arange(start, start + layers * per_layer, dtype=np.int64)
             self._free[pages] = False
             return pages.reshape(layers, per_layer), True
-        pages = np.flatnonzero(self._free)[: layers * per_layer].astype(np.int64).reshape(layers, per_layer)
-        self._free[pages.reshape(-1)] = False
-        return pages, bool((np.diff(pages, axis=1) == 1).all())
+        scattered = np.flatnonzero(self._free)[: layers * per_layer].astype(np.int64)
+        self._free[scattered] = False
+        table = scattered.reshape(layers, per_layer)
+        return table, bool((np.diff(table, axis=1) == 1).all())
 
     def _run(self, length: int) -> int | None:
         """Where the first run of `length` free pages begins."""

@@ -1,4 +1,4 @@
-"""A transformers model of which only some parts have weights: the entry (embedding), layers, the exit (norm and head)."""
+"""A transformers model of which only some parts have weights: entry (embedding), layers, exit (norm and head)."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class LayeredModel:
         self._model = architecture.build_skeleton(model_class, config, manifest.dtype, ATTENTION_NAME)
         self._base = self._model.base_model
         self._device = device
-        self._layers = getattr(self._base, "layers", None)
-        self._rotary = getattr(self._base, "rotary_emb", None)
+        self._layers: Any = getattr(self._base, "layers", None)
+        self._rotary: Any = getattr(self._base, "rotary_emb", None)
         if self._layers is None or self._rotary is None or len(self._layers) != manifest.layers:
             raise ModelError(
                 f"{manifest.architecture} is not built of uniform rotary decoder layers; this version cannot split it"
@@ -91,6 +91,7 @@ class LayeredModel:
         if missing:
             raise CorruptCheckpoint(f"the checkpoint lacks {len(missing)} tensors, {min(missing)} among them")
         self._assign(loaded)
+        loaded.clear()  # so that fusing frees each layer's separate matrices as it joins them
         self.held.update(parts)
         self._choose_ends(parts)
         self._fuse([part for part in parts if isinstance(part, int)])
@@ -99,8 +100,7 @@ class LayeredModel:
         """Free the parts' tensors; what a remaining part shares with them (a tied head) stays."""
         gone = set(parts) & self.held
         self.held -= gone
-        for part in gone & self._fused.keys():
-            del self._fused[part]
+        self._fused = {layer: fused for layer, fused in self._fused.items() if layer not in gone}
         kept = {name for part in self.held for name in self._names[part]}
         names = {name for part in gone for name in self._names[part]} - kept
         self._assign({name: self._described[name].without_memory() for name in names})
@@ -291,4 +291,4 @@ def _fill_buffers(model: Any, device: torch.device) -> None:
             model._init_weights(module)
         for name in computed:
             if torch.isnan(module._buffers[name]).any():
-                raise ModelError(f"transformers does not say how to compute {prefix}.{name}; this model cannot be split")
+                raise ModelError(f"transformers does not say how to fill {prefix}.{name}; this model cannot be split")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -139,7 +140,7 @@ class TorchEngine:
         ordered = sorted(items, key=lambda item: (item.work.tokens > 1, item.index))
         self._embed([item for item in ordered if item.work.token_ids is not None])
         cuts = sorted({cut for item in ordered for cut in (item.work.layers.start, item.work.layers.stop)})
-        for start, stop in zip(cuts, cuts[1:], strict=False):
+        for start, stop in pairwise(cuts):
             segment = Span(start, stop)
             active = [item for item in ordered if item.work.layers.holds(segment)]
             if active:
@@ -242,18 +243,20 @@ class TorchEngine:
         return hidden
 
     def _parts(self, span: Span) -> list[Part]:
-        ends: list[Part] = (["entry"] if span.start == 0 else []) + (
-            ["exit"] if span.stop == self._manifest.layers else []
-        )
-        return [*ends, *span.layers()]
+        parts: list[Part] = list(span.layers())
+        if span.start == 0:
+            parts.append("entry")
+        if span.stop == self._manifest.layers:
+            parts.append("exit")
+        return parts
 
     def _refuse_too_large(self, parts: set[Part], span: Span) -> None:
         needed = self._model.bytes_of(parts)
-        page = self._pool.page_bytes
-        if needed + self._pool.pages_reserved * page > self._memory_bytes:
+        in_use = self._pool.pages_reserved * self._pool.page_bytes
+        if needed + in_use > self._memory_bytes:
             raise MemoryTooSmall(
-                f"{span} would bring the weights to {needed / 1e9:.2f} GB, with {self._pool.pages_reserved * page / 1e9:.2f} "
-                f"GB of KV in use; the budget is {self._memory_bytes / 1e9:.2f} GB (--memory)"
+                f"{span} would bring the weights to {needed / 1e9:.2f} GB, with {in_use / 1e9:.2f} GB of KV in use; "
+                f"the budget is {self._memory_bytes / 1e9:.2f} GB (--memory)"
             )
 
     def _fit_pool(self) -> None:

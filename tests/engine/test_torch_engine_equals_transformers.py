@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import pytest
@@ -27,7 +27,14 @@ def engine_with(model: PreparedModel, *spans: Span) -> TorchEngine:
     return engine
 
 
-@pytest.fixture(scope="module", params=sorted(FAMILIES))
+ALWAYS = ("gemma3", "llama", "qwen3")
+"""Between them: tied and untied heads, q/k norms, sliding windows, both rotary kinds, scaled ends. The rest is slow."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=() if name in ALWAYS else pytest.mark.slow) for name in sorted(FAMILIES)],
+)
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[PreparedModel, Any]:
     folder = write_checkpoint(tmp_path_factory.mktemp(request.param) / "tiny", request.param)
     with pytest.MonkeyPatch.context() as patch:
@@ -41,7 +48,7 @@ def splits() -> list[tuple[Span, ...]]:
     for count in (0, 1, 2):
         for cuts in combinations(range(1, LAYERS), count):
             edges = (0, *cuts, LAYERS)
-            found.append(tuple(Span(a, b) for a, b in zip(edges, edges[1:], strict=False)))
+            found.append(tuple(Span(a, b) for a, b in pairwise(edges)))
     return found
 
 

@@ -15,7 +15,7 @@ import torch
 
 from helixnet.core.errors import CorruptCheckpoint, HelixError, NetworkError, UnknownModel, UnsafeCheckpoint
 from helixnet.engine.base import Progress
-from helixnet.engine.weights.prepared import HubFile, PreparedModel, SourceRecord
+from helixnet.engine.weights.prepared import HubFile, PreparedModel, SourceRecord, cache_root
 from helixnet.engine.weights.safetensors_source import DTYPES, prepare_texts, shard_names
 from helixnet.engine.weights.source import HEADER_BYTES_MAX
 
@@ -49,12 +49,12 @@ def prepare_hub(folder: Path, name: str, dtype: str | None, progress: Progress |
     weights = [file for file in files if file.endswith(".safetensors") and "/" not in file]
     if not weights:
         if any(file.endswith((".bin", ".pt", ".pth", ".ckpt")) for file in files):
-            raise UnsafeCheckpoint(f"{name} has only pickle weights, which can run code; pick a safetensors version of it")
+            raise UnsafeCheckpoint(f"{name} has only pickle weights, which can run code; pick a safetensors version")
         raise UnknownModel(f"{name} holds no safetensors; pick another version of it, or download its GGUF file")
     revision = info.sha or REVISION
     texts = {file: _fetch_text(_url(name, revision, file)) for file in JSON_FILES if file in files}
     hub_files = tuple(_describe(_url(name, revision, file)) for file in shard_names(texts, weights))
-    source = HubSource(hub_files, folder / "ranges", progress)
+    source = HubSource(hub_files, progress)
     hashes = {file.url.rpartition("/")[2]: file.sha256 for file in hub_files}
     return prepare_texts(
         folder,
@@ -79,12 +79,12 @@ class _Entry:
 
 
 class HubSource:
-    """Reads tensors by HTTP ranges; headers and tensors once fetched are kept in `folder`."""
+    """Reads tensors by HTTP ranges; headers and tensors once fetched are kept in the cache."""
 
     native_names = False
 
-    def __init__(self, files: Sequence[HubFile], folder: Path, progress: Progress | None = None) -> None:
-        self._folder = folder
+    def __init__(self, files: Sequence[HubFile], progress: Progress | None = None) -> None:
+        self._folder = cache_root() / "ranges"
         self._entries: dict[str, _Entry] = {}
         for done, file in enumerate(files):
             self._entries.update(self._read_header(file))
@@ -108,9 +108,7 @@ class HubSource:
         base = 8 + size
         try:
             header = json.loads(self._fetch(file, 8, base))
-            return {
-                name: _entry(file, base, fields) for name, fields in header.items() if name != "__metadata__"
-            }
+            return {name: _entry(file, base, fields) for name, fields in header.items() if name != "__metadata__"}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorruptCheckpoint(f"{file.url} has a safetensors header that makes no sense ({error})") from error
 
@@ -169,14 +167,16 @@ def _fetch_text(url: str) -> str:
 def _request(url: str, headers: Mapping[str, str], expected: int | None) -> bytes:
     """Body of a GET, tried a few times; `expected` is its exact length. Raises NetworkError, CorruptCheckpoint."""
     from huggingface_hub import get_session
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils._headers import build_hf_headers
 
     limit = expected if expected is not None else JSON_BYTES_MAX
     problem = ""
     for _ in range(REQUEST_ATTEMPTS_MAX):
         try:
             every = {**build_hf_headers(), **headers}
-            with get_session().stream("GET", url, headers=every, timeout=REQUEST_TIMEOUT_S, follow_redirects=True) as reply:
+            with get_session().stream(
+                "GET", url, headers=every, timeout=REQUEST_TIMEOUT_S, follow_redirects=True
+            ) as reply:
                 reply.raise_for_status()
                 if expected is not None and reply.status_code != 206:
                     raise CorruptCheckpoint(f"{url} cannot be read in parts; the server ignores ranges")

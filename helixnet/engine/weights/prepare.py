@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from helixnet.core.errors import CorruptCheckpoint, HelixError, ModelError
-from helixnet.core.model import DTYPE_BYTES, Manifest
+from helixnet.core.model import DTYPE_BYTES, ChatFormat, Manifest
 from helixnet.engine.weights import architecture
 from helixnet.engine.weights.prepared import (
-    ChatFormat,
     FileStamp,
     GgufIndex,
     GgufTensor,
@@ -146,8 +145,11 @@ def _gguf_index(path: Path, model: Any, config: dict[str, Any]) -> GgufIndex:
 
 def _refuse_missing(path: Path, missing: Sequence[str], model: Any) -> None:
     """A tied head is not stored; anything else that is not there makes the checkpoint unusable."""
-    tied = {name for name, value in model.state_dict(keep_vars=True).items() if architecture.is_tied(model)
-            and value is model.get_input_embeddings().weight}
+    tied = {
+        name
+        for name, value in model.state_dict(keep_vars=True).items()
+        if architecture.is_tied(model) and value is model.get_input_embeddings().weight
+    }
     lost = [name for name in missing if name not in tied]
     if lost:
         raise CorruptCheckpoint(f"{path} lacks {len(lost)} tensors of its architecture, {lost[0]} among them")

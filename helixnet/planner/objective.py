@@ -1,0 +1,131 @@
+"""What makes one placement better than another."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from helixnet.planner.flow import CapacityModel, max_flow
+from helixnet.planner.predict import SESSIONS_MAX, Forecast, forecast
+from helixnet.planner.problem import Problem, Spans
+
+UNCOVERED = -1000.0
+"""What each uncovered layer costs: worse than anything that serves, and less bad the fewer there are."""
+SERVES_MIN = UNCOVERED / 2
+"""Every placement that covers all layers scores more than this, every other one less."""
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """The logarithm of the rate, plus weights for what else counts; 0.1 is worth a tenth more tokens/s.
+
+    `predicted` weighs what will be served (KV, hops, batches); otherwise the flow alone counts.
+    """
+
+    model: CapacityModel
+    predicted: bool
+    survival: float = 0.0
+    """For a swarm that still covers every layer whichever peer leaves; in proportion to the peers that may."""
+    replicas: float = 0.0
+    """For every layer held twice; more replicas count less and less. Shows the way to survival."""
+    latency: float = 0.0
+    """For each factor e by which one request alone is quicker."""
+    room: float = 0.0
+    """For each factor e of more requests in flight than saturation needs."""
+    moves: float = 0.0
+    """Against loading the whole swarm anew; in proportion to the layers loaded."""
+
+
+BALANCED = Objective(
+    CapacityModel.EXACT, predicted=True, survival=0.1, replicas=0.1, latency=0.2, room=0.01, moves=0.05
+)
+PAPER = Objective(CapacityModel.PAPER, predicted=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A placement with its worth; larger is better."""
+
+    spans: Spans
+    score: float
+
+
+def score(problem: Problem, objective: Objective, spans: Spans) -> float:
+    """The worth of `spans`; below SERVES_MIN if they do not cover every layer."""
+    gaps = sum(count == 0 for count in coverage(problem, spans))
+    if gaps:
+        return UNCOVERED * gaps
+    routing = max_flow(problem, spans, objective.model)
+    if not objective.predicted:
+        return math.log(routing.tokens_per_s) + _extras(problem, objective, spans)
+    outlook = forecast(problem, spans, routing)
+    if outlook.tokens_per_s <= 0:
+        return UNCOVERED  # no room for anyone's KV
+    return _served(objective, outlook) + _extras(problem, objective, spans)
+
+
+def _served(objective: Objective, outlook: Forecast) -> float:
+    return (
+        math.log(outlook.tokens_per_s)
+        - objective.latency * math.log(outlook.tpot_s)
+        + objective.room * math.log(outlook.sessions)
+    )
+
+
+def score_at_most(problem: Problem, objective: Objective, spans: Spans) -> float:
+    """No less than `score`, without solving a flow: lets a search pass over what cannot be good."""
+    counts, supply = [0] * problem.layers, [0.0] * problem.layers
+    total = 0.0
+    for peer, span in zip(problem.peers, spans, strict=True):
+        if span is not None:
+            capacity = peer.capacity[len(span)]
+            total += capacity
+            for layer in span.layers():
+                counts[layer] += 1
+                supply[layer] += capacity if objective.model is CapacityModel.EXACT else capacity / len(span)
+    thinnest = min(supply)
+    if thinnest <= 0:
+        return UNCOVERED * counts.count(0)
+    flow = min(thinnest, total / problem.layers)
+    quickest = problem.layers * min(peer.decode_s for peer in problem.peers)
+    served = math.log(flow) - objective.latency * math.log(quickest) + objective.room * math.log(SESSIONS_MAX)
+    return (served if objective.predicted else math.log(flow)) + _extras(problem, objective, spans)
+
+
+def _extras(problem: Problem, objective: Objective, spans: Spans) -> float:
+    """What the spans are worth whatever flows through them."""
+    value = 0.0
+    if objective.survival or objective.replicas:
+        counts = coverage(problem, spans)
+        value += objective.replicas * sum(2 - 2.0 ** (2 - count) for count in counts) / len(counts)
+        value += objective.survival * survivable_share(spans, counts)
+    if objective.moves:
+        value -= objective.moves * moved_share(problem, spans)
+    return value
+
+
+def coverage(problem: Problem, spans: Spans) -> list[int]:
+    """How many peers hold each layer."""
+    counts = [0] * problem.layers
+    for span in spans:
+        for layer in span.layers() if span is not None else ():
+            counts[layer] += 1
+    return counts
+
+
+def survivable_share(spans: Spans, counts: list[int]) -> float:
+    """Share of the peers with a span that may leave without uncovering a layer."""
+    held = [span for span in spans if span is not None]
+    spared = sum(all(counts[layer] > 1 for layer in span.layers()) for span in held)
+    return spared / len(held) if held else 0.0
+
+
+def moved_share(problem: Problem, spans: Spans) -> float:
+    """Layers that peers which hold something would have to load, as a share of what they hold then."""
+    moved = total = 0
+    for peer, span in zip(problem.peers, spans, strict=True):
+        if span is not None and peer.held is not None:
+            kept = max(0, min(span.stop, peer.held.stop) - max(span.start, peer.held.start))
+            moved += len(span) - kept
+            total += len(span)
+    return moved / total if total else 0.0

@@ -1,0 +1,294 @@
+"""The placement problem as plain numbers, derived once from a snapshot: everything else here reads only this."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from helixnet.core.errors import MemoryTooSmall, SwarmTooSmall
+from helixnet.core.model import Manifest
+from helixnet.core.plan.snapshot import PeerView, Snapshot
+from helixnet.core.swarm.capability import RatePoint
+from helixnet.core.types import PeerId, Span
+
+BATCH_MAX = 64
+"""Decode steps that one batch takes at most (the stages' own limit)."""
+FRAME_BYTES_PER_TOKEN = 96
+"""What session, position and framing add to each activation on a link."""
+LINK_SHARE = 0.5
+"""Share of a measured bandwidth that is planned. In the paper's geo-distributed instance planning and routing slow
+links at half brought 40 % more throughput than filling them (shared findings): queues on links cost every token."""
+
+SpanOrNone = Span | None
+Spans = tuple[SpanOrNone, ...]
+"""One span (or none) for each peer of a problem, in its order."""
+Matrix = NDArray[np.float64]
+
+
+class Workload(msgspec.Struct, frozen=True, kw_only=True):
+    """The typical request that is planned for."""
+
+    prompt_tokens: int = 256
+    output_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        if self.prompt_tokens < 1 or self.output_tokens < 1:
+            raise ValueError("a typical request has at least one prompt token and one output token")
+
+    @property
+    def tokens(self) -> int:
+        """KV tokens that a request reserves in each layer."""
+        return self.prompt_tokens + self.output_tokens
+
+    @property
+    def prefill_ratio(self) -> float:
+        """Prompt tokens that pass for each decoded one."""
+        return self.prompt_tokens / self.output_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class PlanPeer:
+    """What one peer can carry. A token-layer is one decoded token (with its share of prefill) through one layer."""
+
+    peer: PeerId
+    layers_max: tuple[int, int, int, int]
+    """Most layers of a span that touches neither end, the first layer, the last layer, both (all layers, or 0)."""
+    capacity: tuple[float, ...]
+    """Token-layers/s when k layers are held, k from 0: fewer weights leave more KV, hence larger batches."""
+    kv_token_layers: tuple[int, ...]
+    """KV room beside k inner layers, k from 0, in tokens of one layer."""
+    kv_first: int
+    """What the embedding takes of that room, in the same unit."""
+    kv_last: int
+    """What the head takes of it."""
+    batch_rate: tuple[float, ...]
+    """Token-layers/s in batches of b + 1 decode steps; never falls with b."""
+    decode_s: float
+    """One layer, one token, nobody else."""
+    prefill_s: float
+    """One layer, the prompt of a typical request."""
+    held: SpanOrNone
+    """What it holds now."""
+
+    def tokens_per_s(self, held: int) -> float:
+        """The paper's T(k): tokens/s through all of the k layers held."""
+        return self.capacity[held] / held
+
+    def kv_room(self, span: Span, layers: int) -> int:
+        """KV room beside the weights of `span` in a model of so many layers, in token-layers; 0 if there is none."""
+        ends = (self.kv_first if span.start == 0 else 0) + (self.kv_last if span.stop == layers else 0)
+        return max(0, self.kv_token_layers[len(span)] - ends)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Problem:
+    """Peers in the order of their ids; matrices are indexed [source, target]."""
+
+    model: str
+    layers: int
+    layer_bytes: int
+    """Memory that one more layer needs, with the KV of one request."""
+    first_bytes: int
+    """What a peer needs besides to hold the first layer."""
+    last_bytes: int
+    session_tokens: int
+    """KV tokens that a typical request reserves in each layer it runs."""
+    peers: tuple[PlanPeer, ...]
+    link_tokens_per_s: Matrix
+    link_s: Matrix
+    """One way, one activation."""
+    prompt_link_s: Matrix
+    """One way, the activations of a typical prompt."""
+
+    def fits(self, index: int, start: int, stop: int) -> bool:
+        """Whether peer `index` has room for the layers `[start, stop)` and the KV of one request."""
+        return 0 <= start < stop <= self.layers and stop - start <= self.room(index, start == 0, stop == self.layers)
+
+    def room(self, index: int, first: bool, last: bool) -> int:
+        """The most layers that peer `index` can hold in a span that does or does not touch the model's ends."""
+        return self.peers[index].layers_max[first + 2 * last]
+
+
+def from_snapshot(snapshot: Snapshot, workload: Workload | None = None) -> Problem:
+    """The problem of the peers that are not draining. Peers without room stay in it and can hold nothing."""
+    manifest = snapshot.manifest
+    work = workload or Workload()
+    views = [view for view in snapshot.peers if not view.draining]
+    tokens = min(work.tokens, manifest.context_tokens)
+    token_s, round_trip_s = _links(snapshot, [view.peer for view in views], manifest)
+    token_bytes = manifest.activation_bytes + FRAME_BYTES_PER_TOKEN
+    bandwidth = np.divide(token_bytes, token_s, out=np.full_like(token_s, np.inf), where=token_s > 0)
+    return Problem(
+        model=manifest.name,
+        layers=manifest.layers,
+        layer_bytes=manifest.layer_bytes + tokens * manifest.kv_bytes,
+        first_bytes=manifest.embedding_bytes,
+        last_bytes=manifest.head_bytes,
+        session_tokens=tokens,
+        peers=tuple(_plan_peer(view, manifest, work, tokens) for view in views),
+        link_tokens_per_s=_frozen(bandwidth * LINK_SHARE / (token_bytes * (1 + work.prefill_ratio))),
+        link_s=_frozen(round_trip_s / 2 + token_s),
+        prompt_link_s=_frozen(round_trip_s / 2 + token_s * work.prompt_tokens),
+    )
+
+
+def require_room(problem: Problem) -> None:
+    """Nothing, if the peers together can hold every layer.
+
+    Raises:
+        MemoryTooSmall: no peer has room for a single layer.
+        SwarmTooSmall: some layers would be uncovered; the message says which, and how much memory is missing.
+    """
+    count = len(problem.peers)
+    if not count:
+        raise SwarmTooSmall(f"No measured peer serves {problem.model} yet. Start one with `helixnet peer`.")
+    if not any(any(peer.layers_max) for peer in problem.peers):
+        raise MemoryTooSmall(
+            f"None of the swarm's {_peers(count)} has room for one layer of {problem.model}, which takes "
+            f"{_gb(problem.layer_bytes)} with KV for one request. Raise --memory or serve a smaller model."
+        )
+    ends = best_ends(problem)
+    if ends is None:
+        raise SwarmTooSmall(f"{_missing_end(problem)} Add a peer with more memory or raise --memory.")
+    held = chain_length(problem, *ends)
+    if held < problem.layers:
+        last = problem.layers - 1
+        gap = f"layer {last}" if held == last else f"layers {held} to {last}"
+        raise SwarmTooSmall(
+            f"The swarm's {_peers(count)} can hold {held} of {problem.layers} layers of {problem.model}, which leaves "
+            f"{gap} uncovered: {_gb((problem.layers - held) * problem.layer_bytes)} of memory is missing. "
+            "Add a peer or raise --memory."
+        )
+
+
+def best_ends(problem: Problem) -> tuple[int, int] | None:
+    """Which peers should hold the first and the last layer so that most layers are covered; None if none can.
+
+    The same peer twice stands for one that holds the whole model. Ties go to the peers that come first.
+    """
+    indices = range(len(problem.peers))
+    for index in indices:
+        if problem.room(index, True, True):
+            return index, index
+    # Holding an end costs a peer some inner layers; only the two cheapest at each end can be in the best pair.
+    first = [i for i in indices if problem.room(i, True, False)]
+    last = [i for i in indices if problem.room(i, False, True)]
+    first = sorted(first, key=lambda i: problem.room(i, False, False) - problem.room(i, True, False))[:2]
+    last = sorted(last, key=lambda i: problem.room(i, False, False) - problem.room(i, False, True))[:2]
+    pairs = [(i, j) for i in first for j in last if i != j]
+    return max(pairs, key=lambda ends: chain_length(problem, *ends), default=None)
+
+
+def chain_length(problem: Problem, first: int, last: int) -> int:
+    """How many layers the peers can hold one after the other, with these two at the ends; at most all."""
+    if first == last:
+        return problem.room(first, True, True)
+    inner = sum(problem.room(i, False, False) for i in range(len(problem.peers)) if i not in (first, last))
+    return min(problem.layers, inner + problem.room(first, True, False) + problem.room(last, False, True))
+
+
+def seconds_at(curve: Sequence[RatePoint], tokens: float) -> float:
+    """Seconds of one layer for so many tokens: straight lines through the measured points and beyond the last."""
+    if tokens <= curve[0].tokens:
+        return curve[0].seconds
+    if len(curve) == 1:
+        return curve[0].seconds * tokens / curve[0].tokens
+    after = next((n for n, point in enumerate(curve) if point.tokens >= tokens), len(curve) - 1)
+    low, high = curve[after - 1], curve[after]
+    # Noise may make a larger batch look faster; a negative slope must not be drawn out beyond the last point.
+    slope = max(0.0, (high.seconds - low.seconds) / (high.tokens - low.tokens))
+    return low.seconds + slope * (tokens - low.tokens)
+
+
+def _plan_peer(view: PeerView, manifest: Manifest, work: Workload, session_tokens: int) -> PlanPeer:
+    capability, layers = view.capability, manifest.layers
+    prefill_s = seconds_at(capability.prefill, work.prompt_tokens)
+    extra_s = work.prefill_ratio * prefill_s / work.prompt_tokens
+    rates: list[float] = []
+    for batch in range(1, BATCH_MAX + 1):
+        rate = batch / (seconds_at(capability.decode, batch) + batch * extra_s)
+        rates.append(max(rate, rates[-1]) if rates else rate)
+    spare = [max(0, capability.memory_bytes - held * manifest.layer_bytes) for held in range(layers + 1)]
+    kv = tuple(bytes_ // manifest.kv_bytes for bytes_ in spare)
+    # A peer that runs k of L layers meets about k/L of the requests in flight at once, and KV lets
+    # kv / (k * session) of them in: the batch it can count on does not depend on k but through the room left.
+    batches = [min(BATCH_MAX, max(1, room // (session_tokens * layers))) for room in kv]
+    return PlanPeer(
+        peer=view.peer,
+        layers_max=_layers_max(capability.memory_bytes, manifest, session_tokens),
+        capacity=tuple(rates[batch - 1] for batch in batches),
+        kv_token_layers=kv,
+        kv_first=-(-manifest.embedding_bytes // manifest.kv_bytes),
+        kv_last=-(-manifest.head_bytes // manifest.kv_bytes),
+        batch_rate=tuple(rates),
+        decode_s=capability.decode[0].seconds,
+        prefill_s=prefill_s,
+        held=view.held,
+    )
+
+
+def _layers_max(memory_bytes: int, manifest: Manifest, session_tokens: int) -> tuple[int, int, int, int]:
+    each = manifest.layer_bytes + session_tokens * manifest.kv_bytes
+    embedding, head = manifest.embedding_bytes, manifest.head_bytes
+
+    def room(ends: int) -> int:
+        return max(0, min(manifest.layers, (memory_bytes - ends) // each))
+
+    whole = room(embedding + head)
+    return room(0), room(embedding), room(head), whole if whole == manifest.layers else 0
+
+
+def _links(snapshot: Snapshot, peers: list[PeerId], manifest: Manifest) -> tuple[Matrix, Matrix]:
+    """Seconds of one activation on the wire and round trips, [source, target]; nothing from a peer to itself."""
+    count = len(peers)
+    token_bytes = manifest.activation_bytes + FRAME_BYTES_PER_TOKEN
+    token_s = np.full((count, count), token_bytes / snapshot.default_bandwidth)
+    round_trip_s = np.full((count, count), snapshot.default_round_trip_s)
+    index = {peer: n for n, peer in enumerate(peers)}
+    known = [link for link in snapshot.links if link.source in index and link.target in index]
+    measured = {(link.source, link.target) for link in known}
+    for link in known:
+        source, target = index[link.source], index[link.target]
+        pairs = [(source, target)]
+        if (link.target, link.source) not in measured:
+            pairs.append((target, source))  # the other direction is a better guess than the default
+        for pair in pairs:
+            token_s[pair], round_trip_s[pair] = token_bytes / link.bandwidth, link.round_trip_s
+    np.fill_diagonal(token_s, 0.0)
+    np.fill_diagonal(round_trip_s, 0.0)
+    return token_s, round_trip_s
+
+
+def _missing_end(problem: Problem) -> str:
+    """Why no two peers can hold the two ends, as a sentence."""
+    indices = range(len(problem.peers))
+    needs = f"layer of {problem.model} with the"
+    if not any(problem.room(i, True, False) for i in indices):
+        need = _gb(problem.layer_bytes + problem.first_bytes)
+        return f"No peer of the swarm has room for the first {needs} embedding, which takes {need}."
+    if not any(problem.room(i, False, True) for i in indices):
+        need = _gb(problem.layer_bytes + problem.last_bytes)
+        return f"No peer of the swarm has room for the last {needs} head, which takes {need}."
+    ends = f"{_gb(problem.layer_bytes + problem.first_bytes)} and {_gb(problem.layer_bytes + problem.last_bytes)}"
+    return f"Only one peer of the swarm has room for an end of {problem.model}, and two are needed ({ends})."
+
+
+def _frozen(matrix: Matrix) -> Matrix:
+    matrix.setflags(write=False)
+    return matrix
+
+
+def _peers(count: int) -> str:
+    return "1 peer" if count == 1 else f"{count} peers"
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 5e6 else f"{size / 1e6:.1f} MB"
+
+
+Cancelled = Callable[[], bool]
+"""Asked now and then; True stops the work with the best so far."""

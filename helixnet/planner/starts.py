@@ -1,0 +1,145 @@
+"""Placements built in one go: every search starts from these, so there is a whole one early."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+
+from helixnet.core.types import Span
+from helixnet.planner.problem import Problem, SpanOrNone, Spans, best_ends
+
+CHAINS_MAX = 8
+"""Parallel chains that are tried as a start; search makes more where they pay."""
+
+
+def starts(problem: Problem) -> list[Spans]:
+    """Constructed placements that cover every layer, and last what the peers hold now (which may not).
+
+    The problem must have room for every layer (`require_room`).
+    """
+    ends = best_ends(problem)
+    assert ends is not None, "the caller made sure that there is room"
+    everyone = [i for i in range(len(problem.peers)) if any(problem.peers[i].layers_max)]
+    total = sum(problem.room(i, False, False) for i in everyone)
+    built = [one_chain(problem, everyone, ends)]
+    for count in range(2, min(CHAINS_MAX, total // problem.layers) + 1):
+        built.append(parallel_chains(problem, everyone, count))
+    built.append(tuple(_still_fits(problem, i) for i in range(len(problem.peers))))
+    unique = {spans: None for spans in built if spans is not None}
+    return [with_everyone(problem, spans) for spans in unique]
+
+
+def one_chain(problem: Problem, members: Sequence[int], ends: tuple[int, int] | None = None) -> Spans | None:
+    """The members one after the other, each with layers in proportion to its speed as far as it has room.
+
+    At most as many members as layers are used, those with most room. None if they cannot hold the model.
+    """
+    if ends is None:
+        found = best_ends(_only(problem, members))
+        if found is None:
+            return None
+        ends = members[found[0]], members[found[1]]
+    first, last = ends
+    spans: list[SpanOrNone] = [None] * len(problem.peers)
+    if first == last:
+        spans[first] = Span(0, problem.layers)
+        return tuple(spans)
+    others = sorted((i for i in members if i not in ends), key=lambda i: (-problem.room(i, False, False), i))
+    others = [i for i in others if problem.room(i, False, False)][: max(0, problem.layers - 2)]
+    order = [first, *_nearest_next(problem, first, others), last]
+    rooms = [problem.room(i, i == first, i == last) for i in order]
+    lengths = water_filling([problem.peers[i].capacity[1] for i in order], rooms, problem.layers)
+    if lengths is None:
+        return None
+    reached = 0
+    for index, length in zip(order, lengths, strict=True):
+        spans[index] = Span(reached, reached + length)
+        reached += length
+    return tuple(spans)
+
+
+def parallel_chains(problem: Problem, members: Sequence[int], count: int) -> Spans | None:
+    """`count` chains side by side over members dealt out evenly; None if one of them cannot hold the model."""
+    dealt: list[tuple[int, int, list[int]]] = [(0, chain, []) for chain in range(count)]
+    heapq.heapify(dealt)
+    for index in sorted(members, key=lambda i: (-problem.room(i, False, False), i)):
+        room, chain, dealt_to = heapq.heappop(dealt)
+        heapq.heappush(dealt, (room + problem.room(index, False, False), chain, [*dealt_to, index]))
+    spans: list[SpanOrNone] = [None] * len(problem.peers)
+    for _, _, chain_members in sorted(dealt):
+        chain_spans = one_chain(problem, sorted(chain_members)) if chain_members else None
+        if chain_spans is None:
+            return None
+        for index in chain_members:
+            spans[index] = chain_spans[index]
+    return tuple(spans)
+
+
+def water_filling(speeds: Sequence[float], rooms: Sequence[int], layers: int) -> list[int] | None:
+    """How many layers each takes so that the slowest is as fast as can be; at least 1 each, at most `rooms`.
+
+    None if the rooms do not add up to `layers`, or some have none.
+    """
+    if sum(rooms) < layers or min(rooms) < 1 or len(rooms) > layers:
+        return None
+    lengths = [1] * len(rooms)
+    heap = [(2 / speed, n) for n, speed in enumerate(speeds) if rooms[n] > 1]
+    heapq.heapify(heap)
+    for _ in range(layers - len(rooms)):
+        _, n = heapq.heappop(heap)
+        lengths[n] += 1
+        if lengths[n] < rooms[n]:
+            heapq.heappush(heap, ((lengths[n] + 1) / speeds[n], n))
+    return lengths
+
+
+def with_everyone(problem: Problem, spans: Spans) -> Spans:
+    """`spans`, where every peer that has room and no span gets one where the swarm is weakest."""
+    placed = list(spans)
+    supply = [0.0] * problem.layers
+    for index, span in enumerate(placed):
+        _add_supply(problem, supply, index, span)
+    for index, span in enumerate(placed):
+        if span is None:
+            placed[index] = weakest_window(problem, supply, index)
+            _add_supply(problem, supply, index, placed[index])
+    return tuple(placed)
+
+
+def weakest_window(problem: Problem, supply: Sequence[float], index: int) -> SpanOrNone:
+    """The longest span that peer `index` can hold where others supply least; None if it has no room."""
+    options: list[tuple[float, int, Span]] = []
+    for start in range(problem.layers):
+        length = min(problem.layers - start, problem.room(index, start == 0, False))
+        if start + length == problem.layers:
+            length = min(length, problem.room(index, start == 0, True)) or min(
+                length - 1, problem.room(index, start == 0, False)
+            )
+        if length > 0 and problem.fits(index, start, start + length):
+            window = Span(start, start + length)
+            # An uncovered layer counts before all speed: nothing flows without it.
+            gaps = sum(supply[layer] <= 0 for layer in window.layers())
+            options.append((-gaps, sum(supply[layer] for layer in window.layers()) / length, window))  # type: ignore[arg-type]
+    return min(options, default=(0, 0.0, None))[2]
+
+
+def _add_supply(problem: Problem, supply: list[float], index: int, span: SpanOrNone) -> None:
+    if span is not None:
+        for layer in span.layers():
+            supply[layer] += problem.peers[index].tokens_per_s(len(span))
+
+
+def _still_fits(problem: Problem, index: int) -> SpanOrNone:
+    held = problem.peers[index].held
+    return held if held is not None and problem.fits(index, held.start, held.stop) else None
+
+
+def _nearest_next(problem: Problem, first: int, others: Sequence[int]) -> list[int]:
+    """The others in an order in which each is near the one before."""
+    order: list[int] = []
+    here, left = first, sorted(others)
+    while left:
+        here = min(left, key=lambda i: (float(problem.link_s[here, i]), i))
+        left.remove(here)
+        order.append(here)
+    return order

@@ -1,0 +1,135 @@
+"""The main job with real processes, real weights, real libp2p."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from helixnet_client import AsyncClient, Message
+from tests.real_swarm import RealSwarm, serving, spans_of, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+QUESTIONS = (
+    "What is the capital of France?",
+    "Name three colours.",
+    "How many legs does a spider have?",
+    "Write a haiku about the sea.",
+    "What is 7 times 8?",
+    "Who wrote Hamlet?",
+    "Explain gravity to a child.",
+    "Give me a recipe for pancakes.",
+    "Translate 'good morning' into Spanish.",
+)
+TOKENS = 24
+
+
+@pytest.fixture
+async def swarm(tmp_path: Path) -> AsyncIterator[RealSwarm]:
+    """A bootstrap peer, and whatever the test starts."""
+    swarm = RealSwarm(tmp_path)
+    try:
+        await swarm.start_bootstrap()
+        yield swarm
+    except BaseException:
+        print(swarm.logs())
+        raise
+    finally:
+        await swarm.close()
+
+
+def conversation(question: str) -> list[Message]:
+    return [{"role": "user", "content": question}]
+
+
+def whole_model_says(prompts: list[tuple[int, ...]]) -> list[list[int]]:
+    """What transformers' own generate makes of the prompts with the whole model, greedily."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from helixnet.engine.weights.catalog import prepare
+
+    prepared = prepare(None)
+    file = Path(prepared.record.files[0].path)
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    answers = []
+    for prompt in prompts:
+        made = model.generate(torch.tensor([prompt]), max_new_tokens=TOKENS, do_sample=False, pad_token_id=0)
+        answers.append(made[0, len(prompt) :].tolist())
+    return answers
+
+
+async def test_greedy_answers_through_three_peers_are_those_of_the_whole_model(swarm: RealSwarm) -> None:
+    for name, memory in (("a", "480MB"), ("b", "420MB"), ("c", "330MB")):
+        await swarm.start_peer(name, memory)
+    async with swarm.client() as client:
+        view = await until(client, serving(3), 90.0)
+        spans = sorted(spans_of(view).values())
+        assert all(len(span) < view.layers for span in spans), "each peer holds only a part"
+        assert len({len(span) for span in spans}) > 1, f"the spans are uneven: {spans}"
+        assert any(a.overlaps(b) for a, b in zip(spans, spans[1:], strict=False)), f"some overlap: {spans}"
+        tokenizer = await client.swarm.tokenizer()
+        prompts = [tokenizer.conversation(conversation(question)) for question in QUESTIONS]
+        # All at once, so that batches are ragged and prompts run beside decode steps.
+        answers = await asyncio.gather(*(client.generate(prompt, max_tokens=TOKENS) for prompt in prompts))
+    expected = await asyncio.to_thread(whole_model_says, prompts)
+    assert [list(answer.token_ids) for answer in answers] == expected
+    assert "Paris" in answers[0].text
+
+
+async def test_a_swarm_lives_through_joins_departures_and_deaths(swarm: RealSwarm) -> None:
+    for name in "abc":
+        await swarm.start_peer(name, "480MB")
+    async with swarm.client() as client:
+        await until(client, serving(3), 90.0)
+        undisturbed = await client.chat(conversation(QUESTIONS[6]), max_tokens=60)
+        await swarm.start_peer("d", "480MB")
+        await until(client, serving(4), 90.0)
+        await _leaves_while_requests_go_on(swarm, client, undisturbed.token_ids)
+        await _coordinator_is_replaced(swarm, client)
+        await _is_killed_in_mid_answer(swarm, client, undisturbed.token_ids)
+
+
+async def _leaves_while_requests_go_on(swarm: RealSwarm, client: AsyncClient, expected: tuple[int, ...]) -> None:
+    """One peer that does not coordinate leaves with Ctrl-C; an answer under way is not disturbed."""
+    view = await client.status()
+    names = {row.record.peer: row.record.name for row in view.members}
+    coordinator = names[view.coordinator] if view.coordinator else ""
+    leaver = next(name for name in sorted(swarm.processes) if name not in ("bootstrap", coordinator))
+    answer = asyncio.create_task(client.chat(conversation(QUESTIONS[6]), max_tokens=60))
+    await asyncio.sleep(0)
+    assert await swarm.end(leaver, signal.SIGINT) == 0
+    assert (await answer).token_ids == expected
+    await until(client, serving(3))
+
+
+async def _coordinator_is_replaced(swarm: RealSwarm, client: AsyncClient) -> None:
+    """The coordinator's process is stopped; another takes over with a higher term, and a peer takes its place."""
+    view = await client.status()
+    names = {row.record.peer: row.record.name for row in view.members}
+    assert view.coordinator is not None
+    assert await swarm.end(names[view.coordinator], signal.SIGTERM) == 0
+    later = await until(client, lambda v: v.coordinator not in (None, view.coordinator) and v.term > view.term)
+    assert later.term > view.term
+    await swarm.start_peer("e", "480MB")
+    await until(client, serving(3), 90.0)
+
+
+async def _is_killed_in_mid_answer(swarm: RealSwarm, client: AsyncClient, expected: tuple[int, ...]) -> None:
+    """A peer dies (SIGKILL) while it serves; another holds its layers, so the stream ends with the same tokens."""
+    view = await client.status()
+    names = {row.record.peer: row.record.name for row in view.members}
+    stream = client.stream_chat(conversation(QUESTIONS[6]), max_tokens=60)
+    tokens: list[int] = []
+    async for piece in stream:
+        tokens += piece.token_ids
+        if len(tokens) == 10:
+            stages = [stage.peer for stage in client.swarm.pipelines()[0]]
+            await swarm.end(names[stages[-1]], signal.SIGKILL)
+    assert stream.completion is not None and stream.completion.retries >= 1
+    assert tuple(tokens) == stream.completion.token_ids == expected
+    assert view.plan is not None
