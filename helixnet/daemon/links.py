@@ -15,7 +15,8 @@ from helixnet.net.base import Host
 from helixnet.net.probe import Post, Prober
 
 LOOK_S = 1.0
-REMEASURE_S = 300.0
+REMEASURE_S = (15.0, 60.0, 300.0)
+"""Pauses between the measurements of one link: a peer that has just started is busy with itself."""
 OBSERVE_S = 5.0
 
 
@@ -26,7 +27,8 @@ class LinkKeeper:
         self._peer = peer
         self._host = host
         self._prober = Prober(random.Random(secrets.randbits(64)))
-        self._measured_at: dict[PeerId, float] = {}
+        self._due_at: dict[PeerId, tuple[float, int]] = {}
+        """When each neighbour is to be measured, and how often it was."""
 
     def take(self, sender: PeerId, message: wire.Message, body: memoryview) -> bool:
         """Handle a probe message; False if it is none, or the machine's own (pings, and the entry's pongs)."""
@@ -53,12 +55,13 @@ class LinkKeeper:
     def _choose(self, now: float) -> None:
         """Measure neighbours that are new or were measured long ago; forget those that are gone."""
         live = [member.record.peer for member in self._peer.membership.live()]
-        for peer in sorted(self._measured_at.keys() - set(live)):
-            del self._measured_at[peer]
+        for peer in sorted(self._due_at.keys() - set(live)):
+            del self._due_at[peer]
             self._post(self._prober.forget(peer, now))
         for peer in live[:LINKS_MAX]:
-            if now - self._measured_at.get(peer, -REMEASURE_S) >= REMEASURE_S:
-                self._measured_at[peer] = now
+            due_at, count = self._due_at.get(peer, (now, 0))
+            if now >= due_at:
+                self._due_at[peer] = (now + REMEASURE_S[min(count, len(REMEASURE_S) - 1)], count + 1)
                 self._post(self._prober.measure(peer, now))
 
     def _post(self, posts: list[Post]) -> None:

@@ -13,7 +13,7 @@ from rich.text import Text
 from helixnet.daemon.status_report import CLIENTS, FlowRow, LinkRow, PeerRow, PlanRow, StatusReport
 from helixnet.daemon.wording import amount, many, percent, seconds, short_id, size
 
-BAR_CELLS = 30
+BAR_CELLS = 15
 LINK_ROWS_MAX = 40
 FLOW_ROWS_MAX = 60
 FLOW_MIN = 0.005
@@ -26,9 +26,9 @@ def render(status: StatusReport, *, details: bool = True) -> Group:
     names = names_of(status.peers)
     parts: list[RenderableType] = [_headline(status, names), peer_table(status)]
     if details:
-        parts += [_rates_table(status.peers)]
+        parts += [_rates_table(status.peers, names)]
         if status.plan is not None:
-            parts += [_plan_lines(status.plan)]
+            parts += [_plan_lines(status.plan, names)]
         if status.flows:
             parts += [_flow_table(status.flows, names)]
         if status.links:
@@ -43,7 +43,7 @@ def names_of(peers: Sequence[PeerRow]) -> dict[str, str]:
     return {**names, CLIENTS: CLIENTS}
 
 
-def layer_bar(spans: Sequence[tuple[int, int]], layers: int, cells: int = BAR_CELLS) -> str:
+def layer_bar(spans: Sequence[tuple[int, int]], layers: int, cells: int) -> str:
     """The spans drawn over all layers, at most one cell a layer: `━━━━━─────`."""
     cells = min(cells, layers)
     marks = []
@@ -55,10 +55,9 @@ def layer_bar(spans: Sequence[tuple[int, int]], layers: int, cells: int = BAR_CE
 
 def peer_table(status: StatusReport) -> Table:
     """Who holds what."""
-    table = _table(
-        "peer", "id", "state", f"layers (of {status.layers})", "", "memory", "KV free", "sessions", "tokens/s"
-    )
-    for column in table.columns[5:]:
+    names = names_of(status.peers)
+    table = _table("peer", "state", f"of {status.layers} layers", "holds", "memory", "KV free", "busy", "tokens/s")
+    for column in table.columns[4:]:
         column.justify = "right"
     for row in status.peers:
         spans = row.held or ([row.planned] if row.planned else [])
@@ -66,10 +65,9 @@ def peer_table(status: StatusReport) -> Table:
         if row.coordinator:
             state.append(" ★", "cyan")
         table.add_row(
-            escape(row.name),
-            f"[dim]…{short_id(row.id)}[/]",
+            escape(names[row.id]),
             state,
-            Text(layer_bar(spans, status.layers), "green" if row.held else "yellow"),
+            Text(layer_bar(spans, status.layers, BAR_CELLS), "green" if row.held else "yellow"),
             ", ".join(f"{start}-{stop - 1}" for start, stop in spans) or "-",
             size(row.memory_bytes, "B") if row.memory_bytes is not None else "-",
             percent(row.kv_free) if row.held else "-",
@@ -94,7 +92,7 @@ def _headline(status: StatusReport, names: dict[str, str]) -> Group:
     return Group(*lines)
 
 
-def _plan_lines(plan: PlanRow) -> Group:
+def _plan_lines(plan: PlanRow, names: dict[str, str]) -> Group:
     bound = f" ({percent(plan.share_of_bound)} of the proven bound)" if plan.share_of_bound is not None else ""
     lines = [
         f"predicted {amount(plan.predicted_tokens_per_s)} tokens/s when busy, observed "
@@ -103,28 +101,31 @@ def _plan_lines(plan: PlanRow) -> Group:
         f"flow {amount(plan.flow_tokens_per_s)} tokens/s of at most {amount(plan.bound_tokens_per_s)}{bound}",
     ]
     if plan.bottleneck:
-        lines.append(f"bottleneck: {plan.bottleneck}")
+        limit = plan.bottleneck
+        for peer, name in sorted(names.items()):  # the planner knows peers by their ids, as they are or shortened
+            limit = limit.replace(peer, name).replace(short_id(peer), name)
+        lines.append(f"bottleneck: {limit}")
     return Group("", *(Text(line) for line in lines))
 
 
-def _rates_table(peers: Sequence[PeerRow]) -> Table:
+def _rates_table(peers: Sequence[PeerRow], names: dict[str, str]) -> Table:
     """What was measured; the rates are of one layer."""
-    table = _table("measured", "device", "compute", "memory reads", "decode", "batched", "prompts")
+    table = _table("measured", "device", "FLOP/s", "memory", "decode", "batched", "prompts")
     for column in table.columns[2:]:
         column.justify = "right"
     for row in peers:
         if row.device is None or row.matmul_flops is None or row.memory_bandwidth is None:
-            table.add_row(escape(row.name), "[yellow]not measured yet[/]")
+            table.add_row(escape(names[row.id]), "[yellow]not measured yet[/]")
             continue
         rates = (row.decode_tokens_per_s, row.decode_batch_tokens_per_s, row.prefill_tokens_per_s)
         table.add_row(
-            escape(row.name),
+            escape(names[row.id]),
             escape(row.device),
-            size(row.matmul_flops, "FLOP/s"),
+            size(row.matmul_flops, "").strip(),
             size(row.memory_bandwidth, "B/s"),
             *(amount(rate) if rate is not None else "-" for rate in rates),
         )
-    table.caption = "decode, batched, prompts: tokens/s through one layer"
+    table.caption = "decode, batched decode, prompts: tokens/s through one layer"
     return table
 
 
@@ -165,7 +166,12 @@ def _left_out(caption: str, count: int, most: int) -> str:
 
 
 def _table(*headings: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", caption_justify="left")
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, header_style="dim", caption_justify="left"
+    )
     for heading in headings:
-        table.add_column(heading, no_wrap=True)
+        # A device's name is what may be cut on a narrow terminal.
+        table.add_column(
+            heading, no_wrap=True, overflow="ellipsis", min_width=None if heading == "device" else len(heading)
+        )
     return table

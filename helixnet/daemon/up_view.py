@@ -24,6 +24,7 @@ from helixnet.daemon.wording import many
 
 DONE = "ready"
 FRAMES_PER_S = 8.0
+LIVE_CELLS = 30
 
 
 def progress_of(row: PeerRow | None) -> str:
@@ -108,7 +109,7 @@ class StartView:
         """What a peer holds, or is to hold."""
         planned = [row.planned] if row is not None and row.planned is not None else []
         held = row.held if row is not None else []
-        return layer_bar(held or planned, self._manifest.layers)
+        return layer_bar(held or planned, self._manifest.layers, LIVE_CELLS)
 
 
 def ready_page(status: StatusReport, folder: Path, took_s: float) -> Group:

@@ -128,7 +128,7 @@ class _Bench:
         try:
             for session in sessions:
                 self._engine.open(session, self._span, tokens + REPEATS + 2)
-                self._run([self._work(session, 0, tokens)])
+                self._engine.fill(session, tokens)
             turns = iter(range(tokens, tokens + REPEATS + 1))
             return self._median(lambda: self._steps(sessions, next(turns)), budget_s)
         finally:

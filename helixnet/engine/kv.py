@@ -68,6 +68,14 @@ class KvPool:
         pages, consecutive = self._take(len(layers), per_layer)
         self.sessions[session] = SessionKv(layers, tokens_max, pages, consecutive, dict.fromkeys(layers.layers(), 0))
 
+    def fill(self, session: SessionId, tokens: int) -> None:
+        """Store `tokens` made-up tokens in every layer of the session: what a benchmark needs is their number."""
+        held = self.sessions[session]
+        where = torch.from_numpy(held.pages[:, : -(-tokens // PAGE_TOKENS)].reshape(-1)).to(self._device)
+        self.k.index_fill_(0, where, 1)
+        self.v.index_fill_(0, where, 1)
+        held.filled = dict.fromkeys(held.layers.layers(), tokens)
+
     def release(self, session: SessionId) -> None:
         """Give the session's pages back; unknown sessions are ignored."""
         held = self.sessions.pop(session, None)

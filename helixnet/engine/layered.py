@@ -61,10 +61,6 @@ class LayeredModel:
         self._embed: Callable[[torch.Tensor], torch.Tensor] = self._embed_as_written
         self._head: Callable[[torch.Tensor], torch.Tensor] = self._head_as_written
 
-    def part_names(self, part: Part) -> list[str]:
-        """Parameters (and saved buffers) of a part, as the module calls them."""
-        return self._names[part]
-
     def bytes_of(self, parts: Iterable[Part]) -> int:
         """Memory the parts' tensors take together; a tied head counts once."""
         return sum(self._described[name].bytes for name in {name for part in parts for name in self._names[part]})

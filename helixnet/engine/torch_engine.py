@@ -100,6 +100,10 @@ class TorchEngine:
             raise UsageError(f"a session id has 1 to {SESSION_ID_CHARS_MAX} characters")
         self._pool.reserve(session, layers, tokens_max)
 
+    def fill(self, session: SessionId, tokens: int) -> None:
+        """Give an open session `tokens` made-up tokens, for measuring; what it then puts out means nothing."""
+        self._pool.fill(session, tokens)
+
     def release(self, session: SessionId) -> None:
         self._pool.release(session)
 

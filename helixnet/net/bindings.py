@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import logging
 import multiprocessing
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,14 @@ def daemon_path() -> Path:
 
 @functools.cache
 def load_bindings() -> Bindings:
-    """Import hivemind. It pulls in torch and takes seconds: call it in a thread.
+    """Import what we use of hivemind: 0.2 s, and without torch. It still reads files: call it in a thread.
 
     Undone afterwards: a log handler of its own, "WARN" as the name of level WARNING, and a fixed multiprocessing start
     method. What it logs reaches our handlers from WARNING on.
     """
     start_method: Any = multiprocessing.get_start_method(allow_none=True)
+    if "hivemind" not in sys.modules:
+        _skip_what_packages_import()
     parts = [importlib.import_module(f"hivemind.{name}") for name in _MODULES]
     messages, multiaddr, p2p, node, storage, its_logging = parts
     if start_method is None:
@@ -70,3 +73,26 @@ _MODULES = (
     "dht.storage",
     "utils.logging",
 )
+_PACKAGES = ("hivemind", "hivemind.utils", "hivemind.dht")
+_NAMES_OF_UTILS = {
+    "logging": ("get_logger",),
+    "serializer": ("MSGPackSerializer", "SerializerBase"),
+    "timed_storage": ("get_dht_time",),
+}
+"""What the modules we use import from `hivemind.utils` itself, by the module that defines it."""
+
+
+def _skip_what_packages_import() -> None:
+    """Stand in for hivemind's packages, so that importing one of their modules imports only that.
+
+    Their own `__init__` import torch, training and mixtures of experts: 3 s in every client, bootstrap peer and peer.
+    The version is pinned to one minor release, and tests of this room run with these modules.
+    """
+    for name in _PACKAGES:
+        spec = importlib.util.find_spec(name)
+        assert spec is not None, "daemon_path found hivemind"
+        sys.modules[name] = importlib.util.module_from_spec(spec)  # not executed
+    for module, names in _NAMES_OF_UTILS.items():
+        found = importlib.import_module(f"hivemind.utils.{module}")
+        for name in names:
+            setattr(sys.modules["hivemind.utils"], name, getattr(found, name))

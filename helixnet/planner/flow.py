@@ -25,7 +25,7 @@ OUTSIDE = -1
 FLOW_MIN = 1e-6
 """Share of the whole flow below which an edge is rounding, not a route."""
 LATENCY_WEIGHT = 1e-4
-"""Flow given up, as a share, to avoid hops that take as long as the whole model does on the fastest peer: only a tie-break."""
+"""Flow given up, as a share, to avoid hops as slow as the whole model on the fastest peer: only a tie-break."""
 SPREAD_WEIGHT = 1e-3
 """Likewise for peers that run close to their capacity while others could share the work."""
 EASY_SHARE = 0.6
@@ -143,8 +143,7 @@ class _Program:
             self._put(count + target, self._layers_charged(edge))
 
     def _layers_charged(self, edge: Edge) -> float:
-        source, target = edge
-        span = self.spans[target]
+        span = self.spans[edge[1]]
         assert span is not None, "edges lead to peers with spans"
         if self.model is CapacityModel.PAPER:
             return float(len(span))
@@ -223,7 +222,7 @@ _SOLVERS: list[highspy.Highs] = []
 def _solver() -> highspy.Highs:
     """The solver of this process: making one costs more than a small flow."""
     if not _SOLVERS:
-        solver = highspy.Highs()
+        solver = highspy.Highs()  # type: ignore[no-untyped-call]
         for option, value in (("output_flag", False), ("threads", 1), ("presolve", "off"), ("solver", "simplex")):
             solver.setOptionValue(option, value)
         _SOLVERS.append(solver)

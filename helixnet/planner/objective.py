@@ -37,7 +37,7 @@ class Objective:
 
 
 BALANCED = Objective(
-    CapacityModel.EXACT, predicted=True, survival=0.1, replicas=0.1, latency=0.2, room=0.01, moves=0.05
+    CapacityModel.EXACT, predicted=True, survival=0.25, replicas=0.1, latency=0.2, room=0.01, moves=0.05
 )
 PAPER = Objective(CapacityModel.PAPER, predicted=False)
 

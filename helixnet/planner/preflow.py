@@ -8,7 +8,8 @@ from networkx.algorithms.flow import preflow_push
 from helixnet.planner.flow import NOTHING, OUTSIDE, Edge, Routing, edges_of, routing
 from helixnet.planner.problem import Problem, Spans
 
-SOURCE, SINK = "source", "sink"
+SOURCE, SINK = ("source", -1), ("sink", -1)
+Node = tuple[str, int]
 
 
 def paper_flow(problem: Problem, spans: Spans) -> Routing:
@@ -17,7 +18,7 @@ def paper_flow(problem: Problem, spans: Spans) -> Routing:
     Each peer is split in two, with its capacity between the halves (arXiv 2406.01566, section 4.3).
     """
     edges = edges_of(problem, spans)
-    graph = nx.DiGraph()
+    graph: nx.DiGraph[Node] = nx.DiGraph()
     graph.add_nodes_from((SOURCE, SINK))
     for index, span in enumerate(spans):
         if span is not None:
@@ -36,7 +37,7 @@ def paper_flow(problem: Problem, spans: Spans) -> Routing:
     return routing(problem, spans, flows, _cut(problem, spans, graph))
 
 
-def _ends(edge: Edge) -> tuple[object, object]:
+def _ends(edge: Edge) -> tuple[Node, Node]:
     source, target = edge
     return (
         SOURCE if source == OUTSIDE else ("out", source),
@@ -44,7 +45,7 @@ def _ends(edge: Edge) -> tuple[object, object]:
     )
 
 
-def _cut(problem: Problem, spans: Spans, graph: nx.DiGraph) -> tuple[tuple[Edge, float], ...]:
+def _cut(problem: Problem, spans: Spans, graph: nx.DiGraph[Node]) -> tuple[tuple[Edge, float], ...]:
     """The minimum cut: which peers and links together bound the flow, with their shares of it."""
     value, (reached, _) = nx.minimum_cut(graph, SOURCE, SINK)
     shares: list[tuple[Edge, float]] = []

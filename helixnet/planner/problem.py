@@ -22,6 +22,8 @@ FRAME_BYTES_PER_TOKEN = 96
 LINK_SHARE = 0.5
 """Share of a measured bandwidth that is planned. In the paper's geo-distributed instance planning and routing slow
 links at half brought 40 % more throughput than filling them (shared findings): queues on links cost every token."""
+HOP_S = 0.001
+"""What a hop costs besides the link: two event loops, framing, and a batch to wait for."""
 
 SpanOrNone = Span | None
 Spans = tuple[SpanOrNone, ...]
@@ -120,6 +122,7 @@ def from_snapshot(snapshot: Snapshot, workload: Workload | None = None) -> Probl
     views = [view for view in snapshot.peers if not view.draining]
     tokens = min(work.tokens, manifest.context_tokens)
     token_s, round_trip_s = _links(snapshot, [view.peer for view in views], manifest)
+    hop_s = round_trip_s / 2 + HOP_S * (1 - np.eye(len(views)))
     token_bytes = manifest.activation_bytes + FRAME_BYTES_PER_TOKEN
     bandwidth = np.divide(token_bytes, token_s, out=np.full_like(token_s, np.inf), where=token_s > 0)
     return Problem(
@@ -131,8 +134,8 @@ def from_snapshot(snapshot: Snapshot, workload: Workload | None = None) -> Probl
         session_tokens=tokens,
         peers=tuple(_plan_peer(view, manifest, work, tokens) for view in views),
         link_tokens_per_s=_frozen(bandwidth * LINK_SHARE / (token_bytes * (1 + work.prefill_ratio))),
-        link_s=_frozen(round_trip_s / 2 + token_s),
-        prompt_link_s=_frozen(round_trip_s / 2 + token_s * work.prompt_tokens),
+        link_s=_frozen(hop_s + token_s),
+        prompt_link_s=_frozen(hop_s + token_s * work.prompt_tokens),
     )
 
 

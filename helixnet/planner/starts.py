@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from dataclasses import replace
 
 from helixnet.core.types import Span
 from helixnet.planner.problem import Problem, SpanOrNone, Spans, best_ends
@@ -108,19 +109,22 @@ def with_everyone(problem: Problem, spans: Spans) -> Spans:
 
 def weakest_window(problem: Problem, supply: Sequence[float], index: int) -> SpanOrNone:
     """The longest span that peer `index` can hold where others supply least; None if it has no room."""
-    options: list[tuple[float, int, Span]] = []
-    for start in range(problem.layers):
-        length = min(problem.layers - start, problem.room(index, start == 0, False))
-        if start + length == problem.layers:
-            length = min(length, problem.room(index, start == 0, True)) or min(
-                length - 1, problem.room(index, start == 0, False)
-            )
-        if length > 0 and problem.fits(index, start, start + length):
-            window = Span(start, start + length)
-            # An uncovered layer counts before all speed: nothing flows without it.
-            gaps = sum(supply[layer] <= 0 for layer in window.layers())
-            options.append((-gaps, sum(supply[layer] for layer in window.layers()) / length, window))  # type: ignore[arg-type]
-    return min(options, default=(0, 0.0, None))[2]
+
+    def weakness(window: Span) -> tuple[int, float, int]:
+        # An uncovered layer counts before all speed: nothing flows without it.
+        covered = sum(supply[layer] > 0 for layer in window.layers()) - len(window)
+        return covered, sum(supply[layer] for layer in window.layers()) / len(window), window.start
+
+    lengths = [longest_from(problem, index, start) for start in range(problem.layers)]
+    windows = [Span(start, start + length) for start, length in enumerate(lengths) if length]
+    return min(windows, key=weakness, default=None)
+
+
+def longest_from(problem: Problem, index: int, start: int) -> int:
+    """The most layers that peer `index` can hold from layer `start` on; 0 if it has no room for one there."""
+    length = min(problem.layers - start, problem.room(index, start == 0, False))
+    reaches_end = start + length == problem.layers
+    return length - 1 if reaches_end and length > problem.room(index, start == 0, True) else length
 
 
 def _add_supply(problem: Problem, supply: list[float], index: int, span: SpanOrNone) -> None:
@@ -143,3 +147,8 @@ def _nearest_next(problem: Problem, first: int, others: Sequence[int]) -> list[i
         left.remove(here)
         order.append(here)
     return order
+
+
+def _only(problem: Problem, members: Sequence[int]) -> Problem:
+    """The same problem with these peers alone; its matrices still count all."""
+    return replace(problem, peers=tuple(problem.peers[i] for i in members))

@@ -75,7 +75,7 @@ def view(*, active: bool = True, problem: str = "", second_name: str = "attic") 
     )
 
 
-def page(status: StatusReport, width: int = 130) -> str:
+def page(status: StatusReport, width: int = 80) -> str:
     out = io.StringIO()
     Console(file=out, width=width, highlight=False).print(render(status))
     return out.getvalue()
@@ -113,7 +113,7 @@ def test_the_page_says_who_holds_what_and_how_it_flows() -> None:
         "5-9",
         "400 MB",
         "85 %",
-        "94.8 GFLOP/s",
+        "94.8 G",
         "predicted 40 tokens/s when busy, observed 22",
         "80 % of the proven bound",
         "bottleneck: compute of kitchen",

@@ -8,6 +8,7 @@ from helixnet.core.sampling import Sampling
 from helixnet.core.stage.work import Done, Work
 from helixnet.core.types import SessionId, Span
 from helixnet.core.wire.activation import Activation
+from helixnet.engine.base import Engine
 from helixnet.engine.torch_engine import TorchEngine
 
 GREEDY = Sampling()
@@ -77,3 +78,8 @@ def run_one(engine: TorchEngine, work: Work) -> Done:
     (done,) = engine.run([work])
     assert done.error is None, done.error
     return done
+
+
+def as_engine(engine: TorchEngine) -> Engine:
+    """The type checker's proof that `TorchEngine` is an `Engine`."""
+    return engine

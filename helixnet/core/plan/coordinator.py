@@ -29,6 +29,8 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     """After news wait this long for more of it ..."""
     quiet_s_max: float = 4.0
     """... but never longer than this after the first."""
+    joining_s: float = 20.0
+    """While members are still measuring themselves, the first plan waits for them this long."""
     offer_s: float = 120.0
     """An offered plan that is not carried by then is given up."""
     unfit_s: float = 60.0
@@ -70,6 +72,7 @@ class Coordinator:
         self._offer: _Offer | None = None
         self._news_since: float | None = None
         self._news_at = 0.0
+        self._expecting = False
         self._solving_since: float | None = None
         self._solve_at = NEVER
         self._pointer_at = NEVER
@@ -106,6 +109,8 @@ class Coordinator:
     def _due(self) -> float:
         if self._news_since is None:
             return self._solve_at
+        if self._expecting:
+            return min(self._solve_at, self._news_since + self._config.joining_s)
         quiet = min(self._news_at + self._config.quiet_s, self._news_since + self._config.quiet_s_max)
         return min(self._solve_at, quiet)
 
@@ -114,6 +119,8 @@ class Coordinator:
         if not self.term:
             return []
         effects: list[Effect] = []
+        # A plan made before everyone has arrived would move weights again a moment later.
+        self._expecting = self._current is None and any(r.state == "joining" for r in records.values())
         if now >= self._pointer_at:
             effects += self._publish(records, now)
         if self._offer and now >= self._offer.since + self._config.offer_s:

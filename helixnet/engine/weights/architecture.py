@@ -8,8 +8,7 @@ from __future__ import annotations
 import copy
 import importlib
 import re
-from collections.abc import Iterable, Mapping
-from math import prod
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -82,8 +81,3 @@ def sizes(model: Any, dtype: str) -> tuple[int, int, int]:
         elif id(tensor) not in ends:
             head += tensor.numel() * width
     return max(layers.values()), embedding, head
-
-
-def byte_count(shape: Iterable[int], dtype: str) -> int:
-    """Bytes of a tensor of that shape as served."""
-    return prod(shape) * DTYPE_BYTES[dtype]

@@ -205,11 +205,6 @@ def sha256_file(path: Path, progress: Progress | None = None) -> str:
     return digest.hexdigest()
 
 
-def sha256_json(value: object) -> str:
-    """SHA-256 (hex) of a value's canonical JSON."""
-    return hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()
-
-
 @contextmanager
 def locked(name: str) -> Iterator[None]:
     """Hold the cache's lock `name`: several peers of one machine start at once and must not download twice."""

@@ -1,0 +1,97 @@
+"""The two ways into the planner: `solve` finds a placement, `evaluate` says what a given one is worth today."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+import msgspec
+
+from helixnet.core.plan.plan import Assignment, Flow, Placement
+from helixnet.core.plan.snapshot import Snapshot
+from helixnet.core.types import PeerId
+from helixnet.planner.flow import OUTSIDE, CapacityModel, Routing, max_flow
+from helixnet.planner.milp import MILP_LAYER_CHOICES_MAX, MILP_PEERS_MAX, solve_exactly
+from helixnet.planner.objective import BALANCED, Objective
+from helixnet.planner.predict import predict
+from helixnet.planner.problem import Cancelled, Problem, Spans, from_snapshot, require_room
+from helixnet.planner.search import Search
+from helixnet.planner.starts import starts
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True):
+    """How much work a solve may do. Counted, not timed, so that it always ends with the same plan."""
+
+    work: int = 60_000
+    """Of the search, at least; a unit is about 8 microseconds."""
+    work_per_peer: int = 10_000
+    work_max: int = 500_000
+    milp_nodes: int = 2000
+    """Of the exact solver's tree, for swarms small enough for it; 0 leaves it out."""
+
+    def work_for(self, peers: int) -> int:
+        """Work of the search in a swarm of so many peers."""
+        return min(self.work_max, self.work + self.work_per_peer * peers)
+
+
+def solve(
+    snapshot: Snapshot,
+    seed: int,
+    budget: Budget | None = None,
+    objective: Objective = BALANCED,
+    cancelled: Cancelled | None = None,
+) -> Placement:
+    """The best placement found for the peers of `snapshot` that are not draining.
+
+    Every peer with room for a layer gets a span. The same seed and budget give the same placement; `cancelled`
+    ends the search early with the best so far.
+
+    Raises:
+        MemoryTooSmall: no peer has room for one layer.
+        SwarmTooSmall: the peers together cannot hold every layer.
+    """
+    problem = from_snapshot(snapshot)
+    require_room(problem)
+    allowance = budget or Budget()
+    search = Search(problem, objective, random.Random(seed), allowance.work_for(len(problem.peers)), cancelled)
+    found = search.run(_starts(problem, objective, allowance))
+    return _placement(problem, found.spans, max_flow(problem, found.spans, objective.model, final=True))
+
+
+def evaluate(
+    snapshot: Snapshot, assignments: Iterable[Assignment], model: CapacityModel = CapacityModel.EXACT
+) -> Placement:
+    """The flows and the prediction that these spans give in `snapshot`; a prediction of zero if they cannot serve.
+
+    Peers that are gone or draining are left out; spans are taken as they are, whatever the memory says.
+    """
+    problem = from_snapshot(snapshot)
+    given = {assignment.peer: assignment.span for assignment in assignments}
+    spans = tuple(given.get(peer.peer) for peer in problem.peers)
+    return _placement(problem, spans, max_flow(problem, spans, model, final=True))
+
+
+def _starts(problem: Problem, objective: Objective, budget: Budget) -> list[Spans]:
+    """Constructed placements and, where it is small enough to be found, the one with the largest flow."""
+    built = starts(problem)
+    small = len(problem.peers) <= MILP_PEERS_MAX and len(problem.peers) * problem.layers <= MILP_LAYER_CHOICES_MAX
+    if objective.model is CapacityModel.PAPER and small and budget.milp_nodes:
+        exact = solve_exactly(problem, budget.milp_nodes)
+        built += [exact.spans] if exact is not None else []
+    return built
+
+
+def _placement(problem: Problem, spans: Spans, routing: Routing) -> Placement:
+    assignments = [
+        Assignment(peer.peer, span) for peer, span in zip(problem.peers, spans, strict=True) if span is not None
+    ]
+
+    def name(index: int) -> PeerId | None:
+        return None if index == OUTSIDE else problem.peers[index].peer
+
+    flows = [Flow(name(source), name(target), rate) for (source, target), rate in routing.edges.items()]
+    return Placement(
+        assignments=tuple(assignments),
+        flows=tuple(sorted(flows, key=lambda flow: (flow.source or "", flow.target or ""))),
+        prediction=predict(problem, spans, routing),
+    )
