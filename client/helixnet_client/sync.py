@@ -72,6 +72,8 @@ class Client:
             raise
 
     def _end_thread(self) -> None:
+        # Libraries leave timers behind; asyncio.run would end them, and complains of those it finds at its end.
+        self._wait(_cancel_the_rest())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=5.0)
         if not self._loop.is_running():
@@ -100,6 +102,13 @@ class Stream:
     def cancel(self) -> None:
         """Stop; the swarm frees everything it held for this answer."""
         self._client._wait(self._stream.cancel())
+
+
+async def _cancel_the_rest() -> None:
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in rest:
+        task.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)
 
 
 async def _next(stream: AsyncStream) -> Piece | None:

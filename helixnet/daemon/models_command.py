@@ -49,7 +49,8 @@ def run_models(args: argparse.Namespace) -> int:
 def pull(name: str | None, dtype: str | None, console: Console) -> PreparedModel:
     """Prepare a model while a progress bar shows what is fetched and hashed."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+    hidden = not console.is_terminal  # a log file gets no bar, and no blank lines instead of one
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task(f"Preparing {name or DEFAULT_MODEL}", total=None)
         return prepare(name, dtype=dtype, progress=lambda done, total: bar.update(task, completed=done, total=total))
 

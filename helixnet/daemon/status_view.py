@@ -103,7 +103,7 @@ def _plan_lines(plan: PlanRow, names: dict[str, str]) -> Group:
     if plan.bottleneck:
         limit = plan.bottleneck
         for peer, name in sorted(names.items()):  # the planner knows peers by their ids, as they are or shortened
-            limit = limit.replace(peer, name).replace(short_id(peer), name)
+            limit = limit if peer == CLIENTS else limit.replace(peer, name).replace(short_id(peer), name)
         lines.append(f"bottleneck: {limit}")
     return Group("", *(Text(line) for line in lines))
 

@@ -14,7 +14,7 @@ Progress = Callable[[int, int], None]
 
 
 class Engine(Protocol):
-    """Holds layers and runs ragged batches through them. Not thread-safe: one thread calls it.
+    """Holds layers and runs ragged batches through them. One thread calls it; only `load` may run beside, on another.
 
     Everything is refused with a `HelixError`, never with a bare exception from a library.
     """

@@ -65,8 +65,10 @@ class LayeredModel:
         """Memory the parts' tensors take together; a tied head counts once."""
         return sum(self._described[name].bytes for name in {name for part in parts for name in self._names[part]})
 
-    def load(self, parts: Iterable[Part], source: WeightSource, progress: Progress | None = None) -> None:
-        """Give the parts their tensors. After an error nothing has changed."""
+    def read(
+        self, parts: Iterable[Part], source: WeightSource, progress: Progress | None = None
+    ) -> dict[str, torch.Tensor]:
+        """The tensors that the parts lack, by name. Changes nothing, so layers may run meanwhile."""
         from helixnet.engine.weights.convert import read_parameters
 
         parts = list(parts)
@@ -86,6 +88,11 @@ class LayeredModel:
         missing = wanted - loaded.keys()
         if missing:
             raise CorruptCheckpoint(f"the checkpoint lacks {len(missing)} tensors, {min(missing)} among them")
+        return loaded
+
+    def attach(self, parts: Iterable[Part], loaded: dict[str, torch.Tensor]) -> None:
+        """Give the parts the tensors that `read` brought; empties `loaded`."""
+        parts = list(parts)
         self._assign(loaded)
         loaded.clear()  # so that fusing frees each layer's separate matrices as it joins them
         self.held.update(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -55,6 +56,8 @@ class TorchEngine:
         self._memory_bytes = memory_bytes
         self._dtype: torch.dtype = getattr(torch, model.manifest.dtype)
         self._model = LayeredModel(model, self._device)
+        self._running = threading.Lock()
+        """Held while layers run or change; reading weights, the long part of a load, goes on beside."""
         self._pool = KvPool(model.manifest.kv_heads, model.manifest.head_dim, self._dtype, self._device)
 
     @property
@@ -83,13 +86,16 @@ class TorchEngine:
         if not missing:
             return
         self._refuse_too_large(self._model.held | set(missing), span)
-        self._model.load(missing, self._prepared.source(), progress)
-        self._fit_pool()
+        loaded = self._model.read(missing, self._prepared.source(), progress)
+        with self._running:
+            self._model.attach(missing, loaded)
+            self._fit_pool()
 
     def drop(self, keep: Span | None) -> None:
         kept = set(self._parts(keep)) if keep is not None else set()
-        self._model.drop(self._model.held - kept)
-        self._fit_pool()
+        with self._running:
+            self._model.drop(self._model.held - kept)
+            self._fit_pool()
 
     def open(self, session: SessionId, layers: Span, tokens_max: int) -> None:
         if not any(span.holds(layers) for span in self.held()):
@@ -98,14 +104,16 @@ class TorchEngine:
             raise UsageError(f"a session has 1 to {self._manifest.context_tokens} tokens, not {tokens_max}")
         if not 1 <= len(session) <= SESSION_ID_CHARS_MAX:
             raise UsageError(f"a session id has 1 to {SESSION_ID_CHARS_MAX} characters")
-        self._pool.reserve(session, layers, tokens_max)
+        with self._running:
+            self._pool.reserve(session, layers, tokens_max)
 
     def fill(self, session: SessionId, tokens: int) -> None:
         """Give an open session `tokens` made-up tokens, for measuring; what it then puts out means nothing."""
         self._pool.fill(session, tokens)
 
     def release(self, session: SessionId) -> None:
-        self._pool.release(session)
+        with self._running:
+            self._pool.release(session)
 
     @torch.inference_mode()
     def run(self, batch: Sequence[Work]) -> list[Done]:
@@ -120,8 +128,9 @@ class TorchEngine:
                 seen.add(work.session)
             except HelixError as error:
                 done[index] = Done(session=work.session, error=str(error))
-        for item, result in self._run_or_isolate(items):
-            done[item.index] = result
+        with self._running:
+            for item, result in self._run_or_isolate(items):
+                done[item.index] = result
         return [result for result in done if result is not None]
 
     def _run_or_isolate(self, items: list[_Item]) -> list[tuple[_Item, Done]]:

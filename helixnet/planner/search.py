@@ -22,9 +22,11 @@ PASS_COST = 8
 """Work of passing over a placement that cannot be good."""
 ANNEAL_SHARE = 0.75
 """Of the work; the rest is for descent."""
-STARTS_ANNEALED = 2
-HOT, COLD = 0.05, 0.001
-"""Losses accepted at the beginning and the end, in units of the score: 5 % of the rate, 0.1 %."""
+ROUNDS = (1.0, 0.15, 0.03)
+"""Losses accepted at the beginning of each round of annealing, in units of the score (0.15 is 15 % of the rate): the
+first round roams, the last only tidies up. Each goes on from the best so far."""
+COOLING = 0.02
+"""What is left of that at the end of the round."""
 
 
 class Search:
@@ -46,10 +48,10 @@ class Search:
 
     def run(self, starts: Sequence[Spans]) -> Scored:
         """Search from all of `starts`, at least one, until the work is used up or cancelled."""
-        ranked = sorted((self._look(spans) for spans in starts), key=lambda scored: -scored.score)
-        chosen = ranked[:STARTS_ANNEALED]
-        for turn, start in enumerate(chosen, 1):
-            self._anneal(start, int(self._work_max * ANNEAL_SHARE * turn / len(chosen)))
+        for spans in starts:
+            self._look(spans)
+        for turn, hot in enumerate(ROUNDS, 1):
+            self._anneal(hot, int(self._work_max * ANNEAL_SHARE * turn / len(ROUNDS)))
         assert self.best is not None, "there was a start"
         self._descend(self.best)
         return self.best
@@ -70,10 +72,11 @@ class Search:
             self.best = scored
         return scored
 
-    def _anneal(self, start: Scored, work_max: int) -> None:
-        here, begun = start, self.work
+    def _anneal(self, hot: float, work_max: int) -> None:
+        assert self.best is not None, "there was a start"
+        here, begun = self.best, self.work
         while not self._stopped(work_max):
-            heat = HOT * (COLD / HOT) ** ((self.work - begun) / max(1, work_max - begun))
+            heat = hot * COOLING ** ((self.work - begun) / max(1, work_max - begun))
             spans = random_move(self._problem, here.spans, self._rng)
             threshold = here.score + heat * math.log(1.0 - self._rng.random())
             there = self._look_if(spans, threshold)
