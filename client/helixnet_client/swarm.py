@@ -130,11 +130,14 @@ class Swarm:
     # --- following the swarm -----------------------------------------------------------------------
 
     async def _follow(self) -> None:
-        """Ask somebody else when the peer that sends us views falls silent."""
+        """Ask somebody else when the peer that sends us views falls silent, and the coordinator once there is one."""
         while True:
             await asyncio.sleep(1.0)
+            coordinator = self.view.coordinator if self.view is not None else None
             if self.view is not None and time.monotonic() - self._viewed_at > VIEW_STALE_S:
                 await self._ask_somebody(avoid=self._asked)
+            elif coordinator is not None and coordinator != self._asked:
+                await self._ask(coordinator)
 
     async def _ask_somebody(self, avoid: PeerId | None = None) -> None:
         records = self._of_our_model([r for r in await self._members() if r.peer != avoid])

@@ -252,22 +252,21 @@ async def _follow(client: AsyncClient, swarm: LocalSwarm, view: StartView) -> St
     hopeless_since: float | None = None
     while True:
         swarm.check()
+        await asyncio.sleep(POLL_S)
         try:
             status = await fresh_report(client)
         except HelixError:
-            await asyncio.sleep(POLL_S)
             continue
         view.show(status)
-        measured = [row for row in status.peers if row.state == "active"]
-        if status.serving and len(measured) == len(swarm.budgets):
+        all_measured = sum(row.state == "active" for row in status.peers) == len(swarm.budgets)
+        if status.serving and all_measured:
             return status
-        if status.problem and len(measured) == len(swarm.budgets):
+        if status.plan is not None or not all_measured:
+            hopeless_since = None
+        elif status.problem:  # only the coordinator knows it: other peers' views come without
             hopeless_since = hopeless_since or time.monotonic()
             if time.monotonic() - hopeless_since > PROBLEM_S:
                 raise SwarmTooSmall(status.problem)
-        else:
-            hopeless_since = None
-        await asyncio.sleep(POLL_S)
 
 
 async def _serve(swarm: LocalSwarm, stop: asyncio.Event, console: Console) -> None:

@@ -47,7 +47,7 @@ class Child:
     def failure(self) -> ChildFailed:
         """Why it ended, from the last line of its log."""
         code = self.process.returncode or 0
-        said = last_line(self.log) or "it said nothing"
+        said = last_line(self.log).removeprefix("helixnet: ").removeprefix("helixnet-bootstrap: ") or "it said nothing"
         how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
         return ChildFailed(
             f"{self.name} ended {how}: {said} (all of it: {self.log})", 128 - code if code < 0 else code or 1

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from helixnet.core.types import Span
 from helixnet.planner.problem import Problem, SpanOrNone, Spans
+from helixnet.planner.starts import chain, with_everyone
 
 STEP_GROWTH = 0.5
 """Chance that a step is one layer longer, again and again: most steps are small, some cross the model."""
@@ -96,8 +97,16 @@ def _elsewhere(problem: Problem, spans: Spans, rng: random.Random) -> Spans | No
     return _with(problem, spans, {index: _cut(problem, index, Span(start, rng.randint(start + 1, problem.layers)))})
 
 
-MOVES: tuple[Move, ...] = (_slide, _stretch, _move_seam, _swap, _align, _follow, _elsewhere)
-WEIGHTS = (3, 4, 4, 1, 1, 1, 1)
+def _deal_anew(problem: Problem, spans: Spans, rng: random.Random) -> Spans | None:
+    """A chain of some peers in any order, the rest where they help: leaves valleys that no small step leaves."""
+    members = [index for index, span in enumerate(spans) if span is not None]
+    rng.shuffle(members)
+    dealt = chain(problem, members[: rng.randint(1, len(members))])
+    return with_everyone(problem, dealt) if dealt is not None else None
+
+
+MOVES: tuple[Move, ...] = (_slide, _stretch, _move_seam, _swap, _align, _follow, _elsewhere, _deal_anew)
+WEIGHTS = (3, 4, 4, 1, 1, 1, 1, 1)
 
 
 def _seams(problem: Problem, spans: Spans) -> list[int]:

@@ -22,7 +22,7 @@ PASS_COST = 8
 """Work of passing over a placement that cannot be good."""
 ANNEAL_SHARE = 0.75
 """Of the work; the rest is for descent."""
-ROUNDS = (1.0, 0.15, 0.03)
+ROUNDS = (0.5, 0.5, 0.1, 0.1, 0.02)
 """Losses accepted at the beginning of each round of annealing, in units of the score (0.15 is 15 % of the rate): the
 first round roams, the last only tidies up. Each goes on from the best so far."""
 COOLING = 0.02

@@ -41,17 +41,20 @@ def one_chain(problem: Problem, members: Sequence[int], ends: tuple[int, int] | 
             return None
         ends = members[found[0]], members[found[1]]
     first, last = ends
-    spans: list[SpanOrNone] = [None] * len(problem.peers)
     if first == last:
-        spans[first] = Span(0, problem.layers)
-        return tuple(spans)
+        return chain(problem, [first])
     others = sorted((i for i in members if i not in ends), key=lambda i: (-problem.room(i, False, False), i))
     others = [i for i in others if problem.room(i, False, False)][: max(0, problem.layers - 2)]
-    order = [first, *_nearest_next(problem, first, others), last]
-    rooms = [problem.room(i, i == first, i == last) for i in order]
+    return chain(problem, [first, *_nearest_next(problem, first, others), last])
+
+
+def chain(problem: Problem, order: Sequence[int]) -> Spans | None:
+    """Spans one after the other in this order, water-filled; None if these peers have not room for the model."""
+    rooms = [problem.room(i, n == 0, n == len(order) - 1) for n, i in enumerate(order)]
     lengths = water_filling([problem.peers[i].capacity[1] for i in order], rooms, problem.layers)
     if lengths is None:
         return None
+    spans: list[SpanOrNone] = [None] * len(problem.peers)
     reached = 0
     for index, length in zip(order, lengths, strict=True):
         spans[index] = Span(reached, reached + length)
