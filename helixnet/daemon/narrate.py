@@ -175,7 +175,7 @@ class Narrator:
 
     def _active(self, data: dict[str, object]) -> None:
         peers = data.get("peers")
-        whole = f", {many(peers, 'peer')} serve" if isinstance(peers, int) else ""
+        whole = f", served by {many(peers, 'peer')}" if isinstance(peers, int) else ""
         self._say(f"plan {data.get('term')}.{data.get('epoch')} is active{whole}", "green")
 
     def _loading_span(self, data: dict[str, object]) -> None:

@@ -17,7 +17,7 @@ from helixnet.planner.flow import OUTSIDE, Edge
 from helixnet.planner.problem import Problem, SpanOrNone, Spans
 
 MILP_PEERS_MAX = 6
-MILP_LAYER_CHOICES_MAX = 72
+MILP_LAYER_CHOICES_MAX = 96
 """Peers times layers; beyond this HiGHS seldom ends within seconds."""
 GAP_MAX = 1e-6
 

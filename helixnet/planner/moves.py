@@ -11,6 +11,8 @@ from helixnet.planner.starts import chain, with_everyone
 
 STEP_GROWTH = 0.5
 """Chance that a step is one layer longer, again and again: most steps are small, some cross the model."""
+DEALT_MAX = 12
+"""Larger swarms are not dealt anew: it costs as much as hundreds of steps there, and they have many ways round."""
 Move = Callable[[Problem, Spans, random.Random], Spans | None]
 
 
@@ -100,6 +102,8 @@ def _elsewhere(problem: Problem, spans: Spans, rng: random.Random) -> Spans | No
 def _deal_anew(problem: Problem, spans: Spans, rng: random.Random) -> Spans | None:
     """A chain of some peers in any order, the rest where they help: leaves valleys that no small step leaves."""
     members = [index for index, span in enumerate(spans) if span is not None]
+    if len(members) > DEALT_MAX:
+        return None
     rng.shuffle(members)
     dealt = chain(problem, members[: rng.randint(1, len(members))])
     return with_everyone(problem, dealt) if dealt is not None else None

@@ -155,16 +155,16 @@ def require_room(problem: Problem) -> None:
             f"{_gb(problem.layer_bytes)} with KV for one request. Raise --memory or serve a smaller model."
         )
     ends = best_ends(problem)
-    if ends is None:
-        raise SwarmTooSmall(f"{_missing_end(problem)} Add a peer with more memory or raise --memory.")
-    held = chain_length(problem, *ends)
+    if ends is None and (sentence := _missing_end(problem)):
+        raise SwarmTooSmall(f"{sentence} Add a peer with more memory or raise --memory.")
+    held = chain_length(problem, *ends) if ends is not None else _open_chain_length(problem)
     if held < problem.layers:
         last = problem.layers - 1
         gap = f"layer {last}" if held == last else f"layers {held} to {last}"
+        missing = (problem.layers - held) * problem.layer_bytes + (problem.last_bytes if ends is None else 0)
         raise SwarmTooSmall(
             f"The swarm's {_peers(count)} can hold {held} of {problem.layers} layers of {problem.model}, which leaves "
-            f"{gap} uncovered: {_gb((problem.layers - held) * problem.layer_bytes)} of memory is missing. "
-            "Add a peer or raise --memory."
+            f"{gap} uncovered: {_gb(missing)} of memory is missing. Add a peer or raise --memory."
         )
 
 
@@ -266,8 +266,15 @@ def _links(snapshot: Snapshot, peers: list[PeerId], manifest: Manifest) -> tuple
     return token_s, round_trip_s
 
 
+def _open_chain_length(problem: Problem) -> int:
+    """How many layers can be held from the first on when nobody is left who has room for the last."""
+    inner = [problem.room(i, False, False) for i in range(len(problem.peers))]
+    first = max(problem.room(i, True, False) - inner[i] for i in range(len(inner)) if problem.room(i, True, False))
+    return min(problem.layers - 1, sum(inner) + first)
+
+
 def _missing_end(problem: Problem) -> str:
-    """Why no two peers can hold the two ends, as a sentence."""
+    """Which end of the model nobody has room for, as a sentence; empty if there is somebody for either."""
     indices = range(len(problem.peers))
     needs = f"layer of {problem.model} with the"
     if not any(problem.room(i, True, False) for i in indices):
@@ -276,8 +283,7 @@ def _missing_end(problem: Problem) -> str:
     if not any(problem.room(i, False, True) for i in indices):
         need = _gb(problem.layer_bytes + problem.last_bytes)
         return f"No peer of the swarm has room for the last {needs} head, which takes {need}."
-    ends = f"{_gb(problem.layer_bytes + problem.first_bytes)} and {_gb(problem.layer_bytes + problem.last_bytes)}"
-    return f"Only one peer of the swarm has room for an end of {problem.model}, and two are needed ({ends})."
+    return ""
 
 
 def _frozen(matrix: Matrix) -> Matrix:
@@ -290,7 +296,7 @@ def _peers(count: int) -> str:
 
 
 def _gb(size: float) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 5e6 else f"{size / 1e6:.1f} MB"
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
 
 
 Cancelled = Callable[[], bool]

@@ -25,7 +25,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     work: int = 60_000
     """Of the search, at least; a unit is about 8 microseconds."""
     work_per_peer: int = 10_000
-    work_max: int = 500_000
+    work_max: int = 300_000
     milp_nodes: int = 2000
     """Of the exact solver's tree, for swarms small enough for it; 0 leaves it out."""
 

@@ -121,7 +121,7 @@ def a_peer() -> Peer:
             id="new",
         ),
         pytest.param(
-            "plan.active", {"term": 1, "epoch": 2, "peers": 3}, ["plan 1.2 is active, 3 peers serve"], id="active"
+            "plan.active", {"term": 1, "epoch": 2, "peers": 3}, ["plan 1.2 is active, served by 3 peers"], id="active"
         ),
         pytest.param("span.loading", {"span": "[0, 10)", "bytes": 5, "of_bytes": 10}, [], id="loading"),
         pytest.param(

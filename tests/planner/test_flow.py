@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -122,8 +123,6 @@ def test_without_a_chain_from_end_to_end_nothing_flows() -> None:
 def test_equal_peers_side_by_side_share_the_flow() -> None:
     problem = from_snapshot(random_swarm(5, peers=3, layers=6, wide_links=True))
     alike = problem.peers[0]
-    from dataclasses import replace
-
     slow = replace(problem.peers[0], capacity=tuple(c / 4 for c in alike.capacity))
     equal = replace(problem, peers=(slow, alike, alike))
     routing = max_flow(equal, (Span(0, 3), Span(3, 6), Span(3, 6)), CapacityModel.EXACT, final=True)
