@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 import torch
+from filelock import FileLock
 
 from helixnet.core.errors import MemoryTooSmall
 from helixnet.core.model import DTYPE_BYTES, Manifest
@@ -36,6 +37,7 @@ POINT_BUDGET_S = 0.25
 THREADS_BUDGET_S = 0.15
 THREADS_GAIN_MIN = 1.1
 """More threads must be this much faster: on a shared machine a tie is lost by spinning."""
+LOCK_TIMEOUT_S = 60.0
 MATMUL_SIZE = 768
 BANDWIDTH_BYTES = 256 * 1024 * 1024
 
@@ -53,10 +55,14 @@ def measure(
     Takes about 3 s on a CPU. Leaves torch's thread count at what was found fastest.
     Raises MemoryTooSmall if not even one layer fits `memory_bytes`.
     """
-    found = None if force else cached_capability(model, device)
-    if found is None:
-        found = _measure(model, device, memory_bytes, progress)
-        _remember(model, device, found)
+    path = _cache_file(model, device)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Peers that start together on one machine would measure each other: one measures, the others read.
+    with FileLock(path.with_suffix(".lock"), timeout=LOCK_TIMEOUT_S):
+        found = None if force else cached_capability(model, device)
+        if found is None:
+            found = _measure(model, device, memory_bytes, progress)
+            _remember(path, found)
     if device == "cpu":
         torch.set_num_threads(found.threads)
     return msgspec.structs.replace(found, memory_bytes=memory_bytes)
@@ -222,9 +228,7 @@ def _cache_file(model: PreparedModel, device: str) -> Path:
     return cache_root() / "capability" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
-def _remember(model: PreparedModel, device: str, capability: Capability) -> None:
-    path = _cache_file(model, device)
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _remember(path: Path, capability: Capability) -> None:
     part = path.with_suffix(f".{os.getpid()}.partial")
     part.write_bytes(msgspec.json.encode(capability))
     part.replace(path)

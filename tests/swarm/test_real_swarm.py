@@ -64,7 +64,7 @@ def whole_model_says(prompts: list[tuple[int, ...]]) -> list[list[int]]:
 
 
 async def test_greedy_answers_through_three_peers_are_those_of_the_whole_model(swarm: RealSwarm) -> None:
-    for name, memory in (("a", "480MB"), ("b", "420MB"), ("c", "330MB")):
+    for name, memory in (("a", "640MB"), ("b", "600MB"), ("c", "560MB")):
         await swarm.start_peer(name, memory)
     async with swarm.client() as client:
         view = await until(client, serving(3), 90.0)
