@@ -29,7 +29,9 @@ class RealSwarm:
 
     async def start_bootstrap(self) -> None:
         """Start the entry point and learn its address."""
-        process = await self._start("bootstrap", "-m", "helixnet_bootstrap.app", "--listen", "/ip4/127.0.0.1/tcp/0", "--json")
+        process = await self._start(
+            "bootstrap", "-m", "helixnet_bootstrap.app", "--listen", "/ip4/127.0.0.1/tcp/0", "--json"
+        )
         assert process.stdout is not None
         async with asyncio.timeout(START_S):
             line = await process.stdout.readline()
@@ -78,7 +80,9 @@ class RealSwarm:
 
     def logs(self) -> str:
         """The end of every log, for a failing test."""
-        parts = [f"--- {path.name}\n{path.read_text(errors='replace')[-1500:]}" for path in sorted(self.folder.glob("*.log"))]
+        parts = [
+            f"--- {path.name}\n{path.read_text(errors='replace')[-1500:]}" for path in sorted(self.folder.glob("*.log"))
+        ]
         return "\n".join(parts)
 
 

@@ -179,3 +179,14 @@ def write_gguf(path: Path, *, seed: int = 0) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def whole_from_gguf(path: str) -> Any:
+    """The whole model as transformers itself reads a Llama-like GGUF file, in float32."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    whole = LlamaForCausalLM(LlamaConfig(**load_gguf_checkpoint(path)["config"])).eval()
+    whole.load_state_dict(load_gguf_checkpoint(path, return_tensors=True, model_to_load=whole)["tensors"], strict=False)
+    whole.tie_weights()
+    return whole

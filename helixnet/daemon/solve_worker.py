@@ -40,7 +40,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 def answer(question: Question) -> Answer:
     """Solve, and judge the current placement by the same numbers."""
-    from helixnet.planner import solve as planner
+    import helixnet.planner.solve as planner  # late: it loads numpy and HiGHS
 
     began = time.perf_counter()
     placement, current, problem = None, None, ""

@@ -31,8 +31,10 @@ class _Joined:
 
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
         self._linears = linears
-        weight = torch.cat([linear.weight for linear in linears])
-        present = [linear.bias for linear in linears if linear.bias is not None]
+        weights: list[torch.Tensor] = [linear.weight for linear in linears]
+        biases: list[torch.Tensor | None] = [linear.bias for linear in linears]
+        weight = torch.cat(weights)
+        present = [bias for bias in biases if bias is not None]
         self._bias = torch.cat(present) if present else None
         self._weight = weight if _packs(weight) else column_wise(weight)
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR_ROWS) if _packs(weight) else None

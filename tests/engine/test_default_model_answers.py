@@ -12,7 +12,7 @@ from helixnet.engine.torch_engine import TorchEngine
 from helixnet.engine.weights.catalog import prepare
 from helixnet.engine.weights.prepared import PreparedModel
 from tests.engine.engine_driver import Pipeline
-from tests.tiny_models import reference_tokens
+from tests.tiny_models import reference_tokens, whole_from_gguf
 
 pytestmark = pytest.mark.slow
 
@@ -32,15 +32,7 @@ def model() -> PreparedModel:
 
 @pytest.fixture(scope="module")
 def whole(model: PreparedModel) -> Any:
-    """The model as transformers itself reads the GGUF file."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
-
-    path = model.record.files[0].path
-    whole = LlamaForCausalLM(LlamaConfig(**load_gguf_checkpoint(path)["config"])).eval()
-    whole.load_state_dict(load_gguf_checkpoint(path, return_tensors=True, model_to_load=whole)["tensors"], strict=False)
-    whole.tie_weights()
-    return whole
+    return whole_from_gguf(model.record.files[0].path)
 
 
 def prompt_of(model: PreparedModel, question: str) -> list[int]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from helixnet_client import AsyncClient, Message
 from tests.real_swarm import RealSwarm, serving, spans_of, until
+from tests.tiny_models import reference_tokens, whole_from_gguf
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -48,19 +50,10 @@ def conversation(question: str) -> list[Message]:
 
 def whole_model_says(prompts: list[tuple[int, ...]]) -> list[list[int]]:
     """What transformers' own generate makes of the prompts with the whole model, greedily."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
     from helixnet.engine.weights.catalog import prepare
 
-    prepared = prepare(None)
-    file = Path(prepared.record.files[0].path)
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    answers = []
-    for prompt in prompts:
-        made = model.generate(torch.tensor([prompt]), max_new_tokens=TOKENS, do_sample=False, pad_token_id=0)
-        answers.append(made[0, len(prompt) :].tolist())
-    return answers
+    whole = whole_from_gguf(prepare(None).record.files[0].path)
+    return [reference_tokens(whole, list(prompt), TOKENS) for prompt in prompts]
 
 
 async def test_greedy_answers_through_three_peers_are_those_of_the_whole_model(swarm: RealSwarm) -> None:
@@ -71,13 +64,15 @@ async def test_greedy_answers_through_three_peers_are_those_of_the_whole_model(s
         spans = sorted(spans_of(view).values())
         assert all(len(span) < view.layers for span in spans), "each peer holds only a part"
         assert len({len(span) for span in spans}) > 1, f"the spans are uneven: {spans}"
-        assert any(a.overlaps(b) for a, b in zip(spans, spans[1:], strict=False)), f"some overlap: {spans}"
+        assert any(a.overlaps(b) for a, b in pairwise(spans)), f"some overlap: {spans}"
         tokenizer = await client.swarm.tokenizer()
         prompts = [tokenizer.conversation(conversation(question)) for question in QUESTIONS]
         # All at once, so that batches are ragged and prompts run beside decode steps.
         answers = await asyncio.gather(*(client.generate(prompt, max_tokens=TOKENS) for prompt in prompts))
     expected = await asyncio.to_thread(whole_model_says, prompts)
-    assert [list(answer.token_ids) for answer in answers] == expected
+    for question, answer, whole in zip(QUESTIONS, answers, expected, strict=True):
+        assert list(answer.token_ids) == whole[: len(answer.token_ids)], question
+        assert len(answer.token_ids) == TOKENS or answer.token_ids[-1] in tokenizer.stop_ids, question
     assert "Paris" in answers[0].text
 
 
