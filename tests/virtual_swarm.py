@@ -240,9 +240,11 @@ class VirtualSwarm:
             manifest_hash=MANIFEST.hash, context_tokens=MANIFEST.context_tokens, prompt=prompt, tokens_max=tokens_max
         )
         ids = (SessionId(f"{name}-{number}") for number in itertools.count())
-        request = Request(
-            spec, lambda masked: self._pick(me, masked), lambda: next(ids), config or RequestConfig(), self.now
-        )
+
+        def pick(masked: frozenset[PeerId]) -> Pipeline | str:
+            return self._pick(me, masked) or "There is no way."
+
+        request = Request(spec, pick, lambda: next(ids), config or RequestConfig(), self.now)
         self.clients[me] = Client(me, request)
         self._client_tick(me)
         return request

@@ -226,17 +226,18 @@ class Swarm:
 
     # --- requests ----------------------------------------------------------------------------------
 
-    def pick(self, masked: frozenset[PeerId]) -> Pipeline | None:
-        """A pipeline for one request, around the masked and, if possible, around the full."""
+    def pick(self, masked: frozenset[PeerId]) -> Pipeline | str:
+        """A pipeline for one request, around the masked and, if possible, around the full; or why there is none."""
         view = self.view
         if view is None or view.plan is None:
-            return None
+            return (view.problem if view else "") or "The swarm has no plan yet."
         held = {row.record.peer: row.record.held for row in view.members if row.state == "active" and row.record.held}
         key = (view.plan.number, tuple(held.items()))
         if self._router is None or key != self._router_key:
             self._router, self._router_key = Router(view.plan, held, self._rng), key
         full = {row.record.peer for row in view.members if row.record.kv_free < KV_HIGH_WATER}
-        return self._router.pick(masked | full) or self._router.pick(masked)
+        found = self._router.pick(masked | full) or self._router.pick(masked)
+        return found or view.problem or "No live peers cover every layer of the model right now."
 
     async def run(self, spec: RequestSpec, on_tokens: Callable[[list[int]], bool]) -> Request:
         """Run one request to its end; `on_tokens` gets new token ids and says whether to go on.

@@ -64,7 +64,7 @@ class PeerProcess:
         warm = asyncio.create_task(asyncio.to_thread(_import_engine))
         host, directory = await _start_network(self.settings)
         try:
-            await _check_swarm(directory, self.settings.network, model.manifest, host.peer_id)
+            await check_swarm(directory, self.settings.network, model.manifest, host.peer_id)
             await self._serve(model, budget, host, directory, warm)
         finally:
             await directory.close()
@@ -243,7 +243,7 @@ async def _start_network(settings: Settings) -> tuple[Host, Directory]:
         raise
 
 
-async def _check_swarm(directory: Directory, network: str, manifest: Manifest, me: PeerId) -> None:
+async def check_swarm(directory: Directory, network: str, manifest: Manifest, me: PeerId) -> None:
     """Refuse to join under a model name that this network serves with other weights."""
     for record in await read_members(directory, network):
         if record.model == manifest.name and record.manifest_hash != manifest.hash and record.peer != me:

@@ -86,6 +86,9 @@ class Host(Protocol):
     def learn(self, peer: PeerId, addresses: Sequence[str]) -> None:
         """Remember by which addresses to dial `peer`."""
 
+    def drop(self, peer: PeerId, reason: str) -> None:
+        """Close every channel with a peer that broke the protocol; `Gone` arrives in the inbox. It may begin anew."""
+
     def traffic(self) -> dict[PeerId, Traffic]:
         """Counters by peer; live objects, to be read only."""
 

@@ -104,12 +104,12 @@ class Driver:
             self._draining_local = False
 
     def deliver(self, sender: PeerId, message: wire.Message | Outcome, body: memoryview = memoryview(b"")) -> None:  # noqa: B008 - empty and read-only
-        """Hand the machine a message; a sender that breaks the protocol is told so and ignored."""
+        """Hand the machine a message; a sender that breaks the protocol loses its channel."""
         try:
             self.apply(self.peer.receive(sender, message, time.monotonic(), body))
         except RemoteProtocolError as error:
             self.ports.on_event(Event("peer.broke_protocol", {"peer": sender, "why": str(error)}))
-            self.ports.host.post(sender, wire.Goodbye(reason=str(error)))
+            self.ports.host.drop(sender, f"it broke the protocol: {error}")
 
     # --- loops -------------------------------------------------------------------------------------
 

@@ -139,6 +139,10 @@ class Libp2pHost:
             if len(self._known) > KNOWN_PEERS_MAX:
                 self._known.popitem(last=False)
 
+    def drop(self, peer: PeerId, reason: str) -> None:
+        """See `Host`."""
+        self._channels.drop(peer, reason)
+
     def traffic(self) -> dict[PeerId, Traffic]:
         """See `Host`."""
         return self._channels.traffic()

@@ -122,6 +122,10 @@ class MemoryHost:
     def learn(self, peer: PeerId, addresses: Sequence[str]) -> None:
         """See `Host`; peers of one network need no addresses."""
 
+    def drop(self, peer: PeerId, reason: str) -> None:
+        """See `Host`."""
+        self._channels.drop(peer, reason)
+
     def traffic(self) -> dict[PeerId, Traffic]:
         """See `Host`."""
         return self._channels.traffic()

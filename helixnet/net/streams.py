@@ -127,6 +127,13 @@ class Channels:
         for link in list(self._links.values()):
             self._fail(link, reason)
 
+    def drop(self, peer: PeerId, reason: str) -> None:
+        """See `Host.drop`."""
+        link = self._links.get(peer)
+        if link is not None:
+            link.spoken = True
+            self._fail(link, reason)
+
     def open_peers(self) -> tuple[PeerId, ...]:
         """Peers with an open channel, sorted."""
         return tuple(sorted(link.peer for link in self._links.values() if link.streams))

@@ -102,6 +102,17 @@ def test_two_claims_of_one_term_are_settled_by_stability_then_id() -> None:
     assert election.holder == C
 
 
+def test_two_that_claimed_one_term_at_once_end_with_one_holder_of_a_higher_term() -> None:
+    story = Transcript()
+    story.groups = [{A, B}, {C}]
+    story.run(2)
+    assert story.holders()[B] == (B, 1) and story.holders()[C] == (C, 1)
+    story.groups = [{A, B, C}]
+    story.run(3)
+    ((holder, term),) = set(story.holders().values())
+    assert holder == C and term > 1, "plans of the two tenures must not bear the same numbers"
+
+
 def test_a_lease_in_anothers_name_or_without_end_is_ignored() -> None:
     election = Election(A, CONFIG, 0.0)
     election.lease(B, Lease(term=5, coordinator=C, stability=1, duration_s=4), 0.0)

@@ -100,7 +100,7 @@ def test_messages_come_through_whole() -> None:
         (an_open(tokens_max=0), "out of bounds"),
         (an_open(prompt=(1, -2)), "negative"),
         (an_open(session="x" * 65), "session id is too long"),
-        (wire.Goodbye(reason="x" * 3_000), "reason is too long"),
+        (wire.Broken(session=SessionId("s"), reason="x" * 3_000), "reason is too long"),
         (wire.Steps(items=(wire.StepItem(SessionId("s"), 0, 1, True, True),) * 1_025), "too many steps"),
     ],
     ids=["empty prompt", "no tokens", "negative id", "long id", "long reason", "many steps"],

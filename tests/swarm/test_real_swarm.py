@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from helixnet.core.errors import PromptTooLong, SwarmTooSmall
 from helixnet_client import AsyncClient, Message
 from tests.real_swarm import RealSwarm, serving, spans_of, until
 from tests.tiny_models import reference_tokens, whole_from_gguf
@@ -128,3 +129,21 @@ async def _is_killed_in_mid_answer(swarm: RealSwarm, client: AsyncClient, expect
     assert stream.completion is not None and stream.completion.retries >= 1
     assert tuple(tokens) == stream.completion.token_ids == expected
     assert view.plan is not None
+
+
+async def test_a_swarm_too_small_for_its_model_says_what_is_missing(swarm: RealSwarm) -> None:
+    await swarm.start_peer("a", "300MB")
+    async with swarm.client() as client:
+        view = await until(client, lambda view: bool(view.problem), 60.0)
+        assert "of 30 layers" in view.problem and "GB" in view.problem
+        with pytest.raises(SwarmTooSmall, match="of 30 layers"):
+            await client.chat(conversation(QUESTIONS[0]))
+
+
+async def test_a_prompt_longer_than_the_context_is_refused_by_the_client(swarm: RealSwarm) -> None:
+    await swarm.start_peer("a", "900MB")
+    async with swarm.client() as client:
+        view = await until(client, serving(1), 60.0)
+        with pytest.raises(PromptTooLong, match=f"context is {view.context_tokens}"):
+            await client.generate([1] * view.context_tokens)
+        assert (await client.generate([1] * 50, max_tokens=2)).usage.prompt_tokens == 50

@@ -39,8 +39,10 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     """An answer of the planner later than this is not waited for."""
     pointer_lifetime_s: float = 60.0
     pointer_renew_s: float = 15.0
-    default_round_trip_s: float = 0.05
-    default_bandwidth: float = 12.5e6
+    default_round_trip_s: float = 0.002
+    """Taken for links that nobody has measured yet ..."""
+    default_bandwidth: float = 100e6
+    """... in bytes/s; presets for longer ways say more."""
 
 
 @dataclass(slots=True)

@@ -28,8 +28,8 @@ from helixnet.core.sampling import STOP_IDS_MAX, Sampling
 from helixnet.core.types import PeerId, SessionId
 from helixnet.core.wire import messages as wire
 
-Pick = Callable[[frozenset[PeerId]], Pipeline | None]
-"""Chooses a pipeline around the masked peers; None if there is none now."""
+Pick = Callable[[frozenset[PeerId]], Pipeline | str]
+"""Chooses a pipeline around the masked peers; if there is none now, says why in a sentence."""
 
 
 class RequestConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,7 +43,9 @@ class RequestConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Pause before trying again when nobody can serve now; doubles up to `retry_s_max`."""
     retry_s_max: float = 2.0
     patience_s: float = 60.0
-    """Give up when no token came for this long over all attempts."""
+    """Give up when no token came for this long over all attempts ..."""
+    unserved_s: float = 20.0
+    """... or for this long if no pipeline was ever found."""
     attempts_max: int = 64
 
 
@@ -111,13 +113,17 @@ class Request:
 
     def deadline(self) -> float:
         """When `tick` wants to be called."""
-        return NEVER if self.over else min(self._next_at, self._progress_at + self._config.patience_s)
+        return NEVER if self.over else min(self._next_at, self._gives_up_at)
+
+    @property
+    def _gives_up_at(self) -> float:
+        return self._progress_at + (self._config.patience_s if self.pipelines else self._config.unserved_s)
 
     def tick(self, now: float) -> list[Effect]:
         """Open, open again, or give up, as time demands."""
         if self.over:
             return []
-        if now >= self._progress_at + self._config.patience_s:
+        if now >= self._gives_up_at:
             return self._give_up(now)
         if now < self._next_at:
             return []
@@ -166,9 +172,8 @@ class Request:
         if len(self.pipelines) >= self._config.attempts_max:
             return self._give_up(now)
         pipeline = self._pick(frozenset(peer for peer, until in self._masked.items() if until > now))
-        if pipeline is None:
-            problem = SwarmTooSmall("No live peers cover every layer of the model right now.")
-            return self._wait(self._last_problem or problem, now)
+        if isinstance(pipeline, str):
+            return self._wait(self._last_problem or SwarmTooSmall(pipeline), now)
         self.pipelines.append(pipeline)
         self.session, self.entry = self._new_session_id(), pipeline[0].peer
         self._base = len(self.tokens)
@@ -237,7 +242,8 @@ class Request:
     def _give_up(self, now: float) -> list[Effect]:
         waited = now - self._progress_at
         problem = self._last_problem or NetworkError("No peer answered.")
-        advice = f" No token came for {waited:.0f} s over {len(self.pipelines)} attempts; giving up."
+        tried = f" over {len(self.pipelines)} attempts" if self.pipelines else ""
+        advice = f" No token came for {waited:.0f} s{tried}; giving up."
         self.error = type(problem)(f"{problem}{advice}")
         return self._abandon()
 

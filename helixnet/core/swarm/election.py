@@ -79,9 +79,12 @@ class Election:
         strength = (message.term, message.stability, message.coordinator)
         self.see_term(message.term)
         if strength < self._strength and now < self._expires_at:
-            if self.holder == self.me:
-                return [Send(sender, self._message())]
-            return []
+            if self.holder != self.me:
+                return []
+            if message.term == self._strength[0]:
+                # Both may have numbered plans in this term already: a higher one tells ours apart (see `tick`).
+                self.see_term(message.term + 1)
+            return [Send(sender, self._message())]
         effects: list[Effect] = []
         if sender != self.holder:
             effects.append(Emit(Event("coordinator.changed", {"coordinator": sender, "term": message.term})))

@@ -22,9 +22,6 @@ class _Message(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_default
     """Base: msgspec puts the class name into the bytes."""
 
 
-# --- last words ------------------------------------------------------------------------------------
-
-
 class Goodbye(_Message, frozen=True):
     """The sender will not talk further, and why."""
 
