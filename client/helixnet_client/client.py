@@ -18,9 +18,6 @@ from helixnet_client.tokenizer import Detokenizer, Tokenizer
 from helixnet_client.transports import Connection, Transport, libp2p
 from helixnet_client.types import Completion, Message, Options, Piece, Timings, Usage, options_from
 
-PIECES_MAX = 1_024
-"""Pieces a slow reader may lie behind before the stream waits for it."""
-
 
 class AsyncClient:
     """Asks one swarm. Use it as an async context manager, from one event loop.
@@ -124,7 +121,8 @@ class AsyncStream:
         self._messages = messages
         self._options = options
         self._sampling = options.sampling(secrets.randbits(63))
-        self._pieces: asyncio.Queue[Piece | None] = asyncio.Queue(PIECES_MAX)
+        # Bounded by the answer itself: at most a piece for each of max_tokens, the rest, and the end.
+        self._pieces: asyncio.Queue[Piece | None] = asyncio.Queue(options.max_tokens + 2)
         self._task: asyncio.Task[None] | None = None
         self._began = time.perf_counter()
         self._first_at: float | None = None
@@ -177,8 +175,6 @@ class AsyncStream:
             self._put(Piece(detokenizer.finish(), ()))
             self.completion = self._complete(spec, request, detokenizer)
         finally:
-            if self._pieces.full():
-                self._pieces.get_nowait()
             self._pieces.put_nowait(None)
 
     def _spec(self, tokenizer: Tokenizer) -> RequestSpec:
@@ -209,9 +205,6 @@ class AsyncStream:
 
     def _put(self, piece: Piece) -> None:
         if piece.text or piece.token_ids:
-            if self._pieces.full():  # a reader this slow gets pieces joined, and loses nothing
-                last = self._pieces._queue.pop()  # type: ignore[attr-defined]
-                piece = Piece(last.text + piece.text, last.token_ids + piece.token_ids)
             self._pieces.put_nowait(piece)
 
     def _complete(self, spec: RequestSpec, request: Request, detokenizer: Detokenizer) -> Completion:

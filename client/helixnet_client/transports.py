@@ -49,7 +49,7 @@ async def libp2p(join: Sequence[str]) -> Connection:
     scratch = tempfile.TemporaryDirectory(prefix="helixnet-client-")
     host = await Libp2pHost.start(HostConfig(identity_path=Path(scratch.name) / "key", bootstrap=tuple(join)))
     try:
-        return Connection(host, await DhtDirectory.start(host), scratch.cleanup)
+        return Connection(host, await DhtDirectory.start(host, keeps_records=False), scratch.cleanup)
     except BaseException:
         await host.close()
         raise

@@ -30,8 +30,9 @@ KEYS_MAX = 4_096
 class DhtDirectory:
     """A `Directory` that every peer (bootstrap peers included) keeps a part of; made by `start`."""
 
-    def __init__(self, host: Libp2pHost, bindings: Bindings) -> None:
+    def __init__(self, host: Libp2pHost, bindings: Bindings, keeps_records: bool) -> None:
         self._host = host
+        self._keeps_records = keeps_records
         self._bindings = bindings
         self._validator = SignatureValidator()
         self._storage = _bounded_storage(bindings)
@@ -40,13 +41,15 @@ class DhtDirectory:
         self._node_id: Any = None
 
     @classmethod
-    async def start(cls, host: Libp2pHost) -> DhtDirectory:
+    async def start(cls, host: Libp2pHost, *, keeps_records: bool = True) -> DhtDirectory:
         """Join the DHT of the host's bootstrap peers, or begin one. Restarts itself with the host's daemon.
+
+        With `keeps_records=False` it only asks: a client that soon leaves should not be looked for later.
 
         Raises:
             DeadlineExceeded: the daemon does not answer.
         """
-        made = cls(host, await asyncio.to_thread(load_bindings))
+        made = cls(host, await asyncio.to_thread(load_bindings), keeps_records)
         await made._join()
         host.on_restart(made._rejoin)
         return made
@@ -98,6 +101,7 @@ class DhtDirectory:
                 node_id=self._node_id,
                 initial_peers=[address.text for address in self._host.bootstrap],
                 wait_timeout=RPC_S,
+                client_mode=not self._keeps_records,
                 # Records are renewed all the time and read as the latest: a cache would only return old ones.
                 cache_locally=False,
                 cache_nearest=0,
