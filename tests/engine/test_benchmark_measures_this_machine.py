@@ -14,6 +14,7 @@ from tests.tiny_models import write_checkpoint
 MEMORY = 50_000_000
 
 
+@pytest.mark.slow
 def test_a_capability_is_measured_once_and_remembered(tmp_path: Path, cache: Path) -> None:
     model = prepare(str(write_checkpoint(tmp_path / "tiny")))
     assert cached_capability(model, "cpu") is None

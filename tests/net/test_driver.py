@@ -36,6 +36,7 @@ from tests.virtual_swarm import MANIFEST, ToyEngine, capability, toy_output, toy
 
 QUICK = PeerConfig(
     heartbeat_s=0.1,
+    view_renew_s=0.2,
     publish_s=0.1,
     lease=LeaseConfig(settle_s=0.1, claim_stagger_s=0.1),
     coordinator=CoordinatorConfig(quiet_s=0.1),
