@@ -86,7 +86,7 @@ class RealSwarm:
         return "\n".join(parts)
 
 
-async def until(client: AsyncClient, condition: Callable[[View], bool], limit_s: float = 60.0) -> View:
+async def until(client: AsyncClient, condition: Callable[[View], bool], limit_s: float = 180.0) -> View:
     """Follow the swarm's views until one fulfils the condition."""
     async with asyncio.timeout(limit_s):
         async for view in client.views():

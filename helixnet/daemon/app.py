@@ -45,7 +45,7 @@ class PeerProcess:
         self.peer: Peer | None = None
         self._on_event = on_event
         self._stop = asyncio.Event()
-        self._engine: EngineThread | None = None
+        self._compute = LateCompute()
 
     def ask_to_stop(self) -> None:
         """Drain and end; asked a second time, end at once."""
@@ -69,8 +69,8 @@ class PeerProcess:
         finally:
             await directory.close()
             await host.close()
-            if self._engine is not None:
-                await asyncio.to_thread(self._engine.close)
+            if self._compute.engine is not None:
+                await asyncio.to_thread(self._compute.engine.close)
 
     async def _serve(
         self, model: PreparedModel, budget: int, host: Host, directory: Directory, warm: asyncio.Task[None]
@@ -90,7 +90,7 @@ class PeerProcess:
         ports = Ports(
             host=host,
             directory=directory,
-            compute=_NotYet(self),
+            compute=self._compute,
             solve=solve_in_worker,
             on_event=self._on_event,
             extra=lambda sender, message, body: links.take(sender, message, body) or files.take(sender, message),
@@ -112,7 +112,7 @@ class PeerProcess:
         """Measure the device, make the engine; only then can this peer be planned."""
         await warm
         capability, engine = await asyncio.to_thread(_make_engine, model, self.settings, budget)
-        self._engine = EngineThread(engine, self._on_event)
+        self._compute.engine = EngineThread(engine, self._on_event)
         self._emit("peer.measured", capability=capability)
         driver.apply(driver.peer.measured(capability, time.monotonic()))
 
@@ -141,20 +141,17 @@ class PeerProcess:
     def _emit(self, kind: str, **data: object) -> None:
         self._on_event(Event(kind, data))
 
-    def compute(self) -> EngineThread:
-        """The engine's thread; plans only come to peers that have one."""
-        assert self._engine is not None, "a peer without an engine is never planned"
-        return self._engine
 
+class LateCompute:
+    """The compute port while the engine is still being made: plans only come to peers that have one."""
 
-class _NotYet:
-    """The compute port of a peer whose engine is still being made."""
-
-    def __init__(self, process: PeerProcess) -> None:
-        self._process = process
+    def __init__(self) -> None:
+        self.engine: EngineThread | None = None
 
     def submit(self, effect: ComputeEffect, done: Callable[[Outcome], None]) -> None:
-        self._process.compute().submit(effect, done)
+        """See `helixnet.net.driver.Compute`."""
+        assert self.engine is not None, "a peer without an engine is never planned"
+        self.engine.submit(effect, done)
 
 
 class ModelFiles:
