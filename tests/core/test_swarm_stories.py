@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import subprocess
+import sys
+
 import pytest
 
 from helixnet.core.route.request import RequestConfig
@@ -144,16 +149,29 @@ def test_many_clients_together_get_their_own_answers(swarm: VirtualSwarm) -> Non
         assert request.tokens == toy_output((*PROMPT, n), 12)
 
 
-def test_the_same_seed_gives_the_same_trace() -> None:
-    def trace() -> list[str]:
-        swarm = VirtualSwarm(seed=5)
-        for name, room in (("a", 2), ("b", 3), ("c", 4)):
-            swarm.join(name, room)
-        request = swarm.ask("client", PROMPT, 10)
-        swarm.run_until(lambda: request.over)
-        return [f"{at:.6f} {who} {event.kind} {event.data}" for at, who, event in swarm.events]
+def trace(seed: int) -> str:
+    """Everything that happens in a small story, as one digest."""
+    swarm = VirtualSwarm(seed)
+    for name, room in (("a", 2), ("b", 3), ("c", 4), ("d", 6)):
+        swarm.join(name, room)
+    request = swarm.ask("client", PROMPT, 20)
+    swarm.run_until(lambda: len(request.tokens) >= 5)
+    swarm.kill("b")
+    swarm.run_until(lambda: request.over)
+    lines = [f"{at:.6f} {who} {event.kind} {event.data}" for at, who, event in swarm.events]
+    return hashlib.sha256("\n".join([*lines, str(request.tokens), str(request.pipelines)]).encode()).hexdigest()
 
-    assert trace() == trace()
+
+def test_the_same_seed_gives_the_same_trace_whatever_the_order_of_sets() -> None:
+    program = "from tests.core.test_swarm_stories import trace; print(trace(5), trace(6))"
+    said = []
+    for hash_seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)}
+        ended = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+        )
+        said.append(ended.stdout.split())
+    assert said[0] == said[1] and said[0][0] != said[0][1]
 
 
 def test_a_prompt_longer_than_the_context_is_refused_at_once(swarm: VirtualSwarm) -> None:
