@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
@@ -60,17 +61,19 @@ def _print_list(console: Console) -> None:
     if not models:
         console.print("No model is prepared yet; `helixnet models pull` fetches the default one.")
         return
-    table = Table("name", "architecture", "layers", "dtype", "size", "manifest", "folder")
+    table = Table("name", "layers", "dtype", "size", "manifest", box=box.SIMPLE_HEAD)
     for model in models:
         manifest = model.manifest
-        row = (manifest.name, manifest.architecture, str(manifest.layers), manifest.dtype)
-        table.add_row(*row, _size(_weights_bytes(model)), manifest.hash[:12], model.folder.name)
+        row = (manifest.name, str(manifest.layers), manifest.dtype)
+        table.add_row(*row, _size(_weights_bytes(model)), manifest.hash[:12])
     console.print(table)
 
 
 def _print_info(console: Console, model: PreparedModel) -> None:
     manifest = model.manifest
     table = Table(show_header=False, box=None)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for key, value in (
         ("name", manifest.name),
         ("manifest", manifest.hash),
