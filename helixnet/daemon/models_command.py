@@ -11,6 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 
 from helixnet.core.model import DTYPE_BYTES
+from helixnet.daemon.wording import size
 from helixnet.engine.weights.catalog import DEFAULT_MODEL, list_prepared, prepare
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def run_models(args: argparse.Namespace) -> int:
         _print_list(console)
     elif args.models_action == "pull":
         model = pull(args.model, args.dtype, console)
-        console.print(f"[bold]{model.manifest.name}[/] is ready ({_size(_weights_bytes(model))} as served)")
+        console.print(f"[bold]{model.manifest.name}[/] is ready ({size(_weights_bytes(model), 'B')} as served)")
     else:
         _print_info(console, prepare(args.model, dtype=args.dtype))
     return 0
@@ -65,7 +66,7 @@ def _print_list(console: Console) -> None:
     for model in models:
         manifest = model.manifest
         row = (manifest.name, str(manifest.layers), manifest.dtype)
-        table.add_row(*row, _size(_weights_bytes(model)), manifest.hash[:12])
+        table.add_row(*row, size(_weights_bytes(model), "B"), manifest.hash[:12])
     console.print(table)
 
 
@@ -78,11 +79,11 @@ def _print_info(console: Console, model: PreparedModel) -> None:
         ("name", manifest.name),
         ("manifest", manifest.hash),
         ("architecture", manifest.architecture),
-        ("layers", f"{manifest.layers}, {_size(manifest.layer_bytes)} each"),
-        ("embedding, head", f"{_size(manifest.embedding_bytes)}, {_size(manifest.head_bytes)}"),
+        ("layers", f"{manifest.layers}, {size(manifest.layer_bytes, 'B')} each"),
+        ("embedding, head", f"{size(manifest.embedding_bytes, 'B')}, {size(manifest.head_bytes, 'B')}"),
         ("context", f"{manifest.context_tokens} tokens"),
-        ("KV", f"{_size(manifest.kv_bytes * manifest.layers)} a token in all layers"),
-        ("activation", f"{_size(manifest.activation_bytes)} a token and hop"),
+        ("KV", f"{size(manifest.kv_bytes * manifest.layers, 'B')} a token in all layers"),
+        ("activation", f"{size(manifest.activation_bytes, 'B')} a token and hop"),
         ("dtype", manifest.dtype),
         ("source", f"{manifest.source_format}, SHA-256 {manifest.weights_sha256}"),
         ("chat", "has a chat template" if model.chat.template else "base model, no chat template"),
@@ -94,13 +95,3 @@ def _print_info(console: Console, model: PreparedModel) -> None:
 
 def _weights_bytes(model: PreparedModel) -> int:
     return model.manifest.span_bytes(0, model.manifest.layers)
-
-
-def _size(count: int) -> str:
-    """Bytes as a person reads them."""
-    amount, unit = float(count), "B"
-    for unit in ("B", "KB", "MB", "GB", "TB"):
-        if amount < 1000 or unit == "TB":
-            break
-        amount /= 1000
-    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
