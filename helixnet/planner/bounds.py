@@ -5,6 +5,8 @@ from __future__ import annotations
 from helixnet.planner.problem import Problem
 
 BISECTIONS = 60
+ROUNDING = 1e-9
+"""Where all peers just fit, both sides are equal but for rounding, and the bound must not fall below what is held."""
 
 
 def coverage_bound(problem: Problem) -> float:
@@ -23,11 +25,11 @@ def coverage_bound(problem: Problem) -> float:
         return sum(max(min(capacity, k * flow) for k, capacity in choices) for choices in options)
 
     low, high = 0.0, sum(max(capacity for _, capacity in choices) for choices in options) / problem.layers
-    if carried(high) >= problem.layers * high:
+    if carried(high) >= problem.layers * high * (1 - ROUNDING):
         return high
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        if carried(middle) >= problem.layers * middle:
+        if carried(middle) >= problem.layers * middle * (1 - ROUNDING):
             low = middle
         else:
             high = middle

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from helixnet.core.types import Span
+from helixnet.core.plan.snapshot import PeerView, Snapshot
+from helixnet.core.types import PeerId, Span
+from helixnet.planner.bounds import coverage_bound
 from helixnet.planner.flow import OUTSIDE, CapacityModel, Edge, Routing, edges_of, layers_run, max_flow
 from helixnet.planner.problem import Problem, Spans, from_snapshot
-from tests.planner.small_swarms import random_swarm
+from tests.planner.small_swarms import MB, capability, manifest, random_swarm
 
 
 def random_spans(problem: Problem, seed: int) -> Spans:
@@ -128,3 +130,18 @@ def test_equal_peers_side_by_side_share_the_flow() -> None:
     routing = max_flow(equal, (Span(0, 3), Span(3, 6), Span(3, 6)), CapacityModel.EXACT, final=True)
     assert set(routing.edges) >= {(0, 1)}
     assert routing.tokens_per_s == pytest.approx(slow.capacity[3] / 3, rel=0.01)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_bound_holds_where_all_peers_just_fit(seed: int) -> None:
+    # Both sides of the bound are then equal but for rounding, at every flow.
+    rng = random.Random(seed)
+    model = manifest(layers=6, end_mb=0.0)
+    memory_mb = (2 * model.layer_bytes + 2 * 512 * model.kv_bytes) / MB
+    peers = tuple(
+        PeerView(peer=PeerId(f"p{number}"), capability=capability(memory_mb + 0.1, rng.uniform(0.3, 3)))
+        for number in range(3)
+    )
+    problem = from_snapshot(Snapshot(manifest=model, peers=peers, default_bandwidth=1e12, default_round_trip_s=0.0))
+    found = max_flow(problem, (Span(0, 2), Span(2, 4), Span(4, 6)), CapacityModel.EXACT, final=True)
+    assert 0 < found.tokens_per_s <= coverage_bound(problem) * (1 + 1e-6)
