@@ -17,10 +17,11 @@ from helixnet.core.machine import Effect, Emit, Send
 from helixnet.core.machine import Gone as GoneOutcome
 from helixnet.core.model import Manifest
 from helixnet.core.peer import members_key
+from helixnet.core.plan.coordinator import pointer_key
 from helixnet.core.route.pipeline import Pipeline
 from helixnet.core.route.request import Request, RequestConfig, RequestSpec
 from helixnet.core.route.router import Router
-from helixnet.core.swarm.records import PeerRecord, decode_record
+from helixnet.core.swarm.records import PeerRecord, decode_pointer, decode_record
 from helixnet.core.types import PeerId, SessionId
 from helixnet.core.wire import messages as wire
 from helixnet.net.base import Gone
@@ -146,18 +147,39 @@ class Swarm:
             return
         for record in records:
             self.host.learn(record.peer, record.addresses)
-        # Whoever has seen the highest term and a plan knows most; the coordinator itself is asked next.
+        # The coordinator knows most; the pointer may name one that is gone, so the next best is asked after it.
         best = max(records, key=lambda record: (record.plan, record.term, record.uptime_s, record.peer))
-        await self._ask(best.peer)
+        named = await self._coordinator_named(best.manifest_hash)
+        first = [record.peer for record in records if record.peer == named]
+        for peer in dict.fromkeys((*first, best.peer)):
+            if await self._ask(peer):
+                break
         coordinator = self.view.coordinator if self.view else None
-        if coordinator is not None and coordinator not in (best.peer, avoid):
+        if coordinator is not None and coordinator not in (self._asked, avoid):
             await self._ask(coordinator)
 
-    async def _ask(self, peer: PeerId) -> None:
+    async def _ask(self, peer: PeerId) -> bool:
+        """Ask one peer for its view from now on; whether it answered."""
         self._asked = peer
         self.host.post(peer, wire.GetView(subscribe=True))
-        with contextlib.suppress(DeadlineExceeded):
+        try:
             await self.next_view(ANSWER_S / 3)
+        except DeadlineExceeded:
+            return False
+        return True
+
+    async def _coordinator_named(self, manifest_hash: str) -> PeerId | None:
+        """Who coordinates, by the newest pointer in the directory."""
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                entries = await self.directory.read(pointer_key(self.network, manifest_hash))
+        except (TimeoutError, NetworkError):
+            return None
+        pointers = []
+        for owner, value in sorted(entries.items()):
+            with contextlib.suppress(RemoteProtocolError):
+                pointers.append(decode_pointer(owner, value))
+        return max(pointers, key=lambda p: (p.term, p.epoch)).coordinator if pointers else None
 
     async def _members(self) -> list[PeerRecord]:
         try:

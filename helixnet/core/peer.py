@@ -264,8 +264,6 @@ class Peer:
                     return self.follower.activated(message, now)
             case wire.PlanReady():
                 return self.coordinator.ready(sender, message, self._records(now), now)
-            case wire.GetPlan():
-                return self._plan_for(sender)
             case wire.GetView():
                 if message.subscribe and len(self._timers.subscribers) < self.config.subscribers_max:
                     self._timers.subscribers.add(sender)
@@ -288,15 +286,6 @@ class Peer:
             effects += self._announce(now)  # the new coordinator needs to know us at once
             self._timers.view_due = True
         return effects + self._check_tenure(now)
-
-    def _plan_for(self, sender: PeerId) -> list[Effect]:
-        plan = self.follower.plan
-        if plan is None or plan.coordinator != self.me:
-            return []
-        effects: list[Effect] = [Send(sender, wire.PlanOffer(plan=plan))]
-        if self.follower.active:
-            effects.append(Send(sender, wire.PlanActive(term=plan.term, epoch=plan.epoch)))
-        return effects
 
     # --- election and heartbeats -------------------------------------------------------------------
 
@@ -339,7 +328,6 @@ class Peer:
             manifest_hash=self.facts.manifest.hash,
             state=state,
             capability=self.capability,
-            memory_free_bytes=max(0, (self.stage.pool.capacity - self.stage.pool.used) * self.stage.pool.page_bytes),
             held=self.stage.served,
             plan=self.follower.number,
             plan_active=self.follower.active,

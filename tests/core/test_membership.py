@@ -33,10 +33,10 @@ def test_a_record_in_the_directory_makes_a_member_and_ours_does_not() -> None:
     assert states(membership) == {A: "active"}
 
 
-def test_peers_with_other_weights_are_strangers() -> None:
+def test_peers_with_other_weights_are_no_members() -> None:
     membership = members()
     membership.listed([record(manifest_hash="other")], 0.0)
-    assert membership.live() == [] and A in membership.strangers
+    assert membership.members() == []
 
 
 def test_silence_makes_suspect_then_dead_where_heartbeats_are_owed() -> None:

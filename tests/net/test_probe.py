@@ -8,7 +8,7 @@ import pytest
 from helixnet.core.swarm.records import LinkMeasure
 from helixnet.core.types import PeerId
 from helixnet.core.wire.codec import Lane
-from helixnet.core.wire.messages import GetPlan, Ping, Pong, ProbeData, ProbeReport
+from helixnet.core.wire.messages import GetView, Ping, Pong, ProbeData, ProbeReport
 from helixnet.net.base import Traffic
 from helixnet.net.probe import INCOMING_MAX, PROBE_S, SECONDS_MIN, TRANSFER_BYTES, Post, Prober, refined
 
@@ -78,7 +78,7 @@ def test_answers_that_nobody_asked_for_change_nothing() -> None:
     assert prober.receive(C, Pong(nonce=ping.message.nonce), NOTHING, 0.1) == []
     assert prober.receive(B, Pong(nonce=ping.message.nonce + 1), NOTHING, 0.1) == []
     assert prober.receive(B, ProbeReport(nonce=0, received_bytes=1, seconds=1), NOTHING, 0.1) == []
-    assert prober.receive(B, GetPlan(), NOTHING, 0.1) is None
+    assert prober.receive(B, GetView(), NOTHING, 0.1) is None
     assert prober.links() == {}
 
 

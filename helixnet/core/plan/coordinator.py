@@ -65,7 +65,6 @@ class Coordinator:
         self.problem = ""
         self.term = 0
         """The term we act in; 0 while we do not."""
-        self.solve_seconds = 0.0
         self._pointer_key = pointer_key(network, manifest.hash)
         self._manifest = manifest
         self._config = config
@@ -174,7 +173,7 @@ class Coordinator:
         """The planner answered: weigh it, and offer it if it pays."""
         if not self.term or self._solving_since is None:
             return []
-        self._solving_since, self.solve_seconds = None, outcome.seconds
+        self._solving_since = None
         self.problem = outcome.problem
         if outcome.placement is None:
             return [Emit(Event("plan.impossible", {"why": outcome.problem}))]

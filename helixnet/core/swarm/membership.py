@@ -50,15 +50,11 @@ class Membership:
         self._manifest_hash = manifest_hash
         self._config = config
         self._members: dict[PeerId, Member] = {}
-        self.strangers: dict[PeerId, PeerRecord] = {}
-        """Peers of the network that serve other weights: shown, never used."""
 
     def listed(self, records: list[PeerRecord], now: float) -> None:
         """The directory was read: new peers become members; silent ones stay until they are dead."""
         for record in records:
             if record.peer == self.me or record.manifest_hash != self._manifest_hash:
-                if record.peer != self.me and len(self.strangers) < PEERS_MAX:
-                    self.strangers[record.peer] = record
                 continue
             member = self._members.get(record.peer)
             if member is None:

@@ -53,7 +53,6 @@ class PeerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     state: str = "joining"
     """joining, active or draining."""
     capability: Capability | None = None
-    memory_free_bytes: int = 0
     held: tuple[Span, ...] = ()
     plan: tuple[int, int] = (0, 0)
     """(term, epoch) of the plan it follows."""

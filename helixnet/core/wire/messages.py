@@ -109,10 +109,6 @@ class PlanActive(_Message, frozen=True):
     epoch: int
 
 
-class GetPlan(_Message, frozen=True):
-    """Send me the plan you follow (as PlanOffer, then PlanActive if it is active)."""
-
-
 # --- what clients see ------------------------------------------------------------------------------
 
 
@@ -289,7 +285,6 @@ Message = (
     | PlanOffer
     | PlanReady
     | PlanActive
-    | GetPlan
     | GetView
     | View
     | GetModelPart
