@@ -39,7 +39,11 @@ class Objective:
 BALANCED = Objective(
     CapacityModel.EXACT, predicted=True, survival=0.25, replicas=0.1, latency=0.2, room=0.01, moves=0.05
 )
+THROUGHPUT = Objective(CapacityModel.EXACT, predicted=True, room=0.01)
+LATENCY = Objective(CapacityModel.EXACT, predicted=True, latency=3.0, room=0.01)
 PAPER = Objective(CapacityModel.PAPER, predicted=False)
+PRESETS = {"throughput": THROUGHPUT, "balanced": BALANCED, "latency": LATENCY, "throughput-paper": PAPER}
+"""By the names that people give them."""
 
 
 @dataclass(frozen=True, slots=True)

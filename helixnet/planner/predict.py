@@ -21,7 +21,9 @@ SESSIONS_MAX = 256
 BISECTIONS = 14
 """Enough for a ten-thousandth of the flow."""
 NAME_CHARS = 6
-"""Peers are called by the end of their ids, as in every other message."""
+"""Peers are called by the end of their ids, as in every other message ..."""
+NAME_CHARS_MAX = 40
+"""... unless those are names: of a cluster file, not of libp2p, whose ids are longer than this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,4 +168,5 @@ def _limit(problem: Problem, spans: Spans, edge: Edge) -> str:
 
 
 def _name(problem: Problem, index: int) -> str:
-    return problem.peers[index].peer[-NAME_CHARS:]
+    peer = problem.peers[index].peer
+    return peer if len(peer) <= NAME_CHARS_MAX else peer[-NAME_CHARS:]

@@ -14,7 +14,7 @@ from helixnet.planner.flow import OUTSIDE, CapacityModel, Routing, max_flow
 from helixnet.planner.milp import MILP_LAYER_CHOICES_MAX, MILP_PEERS_MAX, solve_exactly
 from helixnet.planner.objective import BALANCED, Objective
 from helixnet.planner.predict import predict
-from helixnet.planner.problem import Cancelled, Problem, Spans, from_snapshot, require_room
+from helixnet.planner.problem import Cancelled, Problem, Spans, Workload, from_snapshot, require_room
 from helixnet.planner.search import Search
 from helixnet.planner.starts import starts
 
@@ -40,6 +40,7 @@ def solve(
     budget: Budget | None = None,
     objective: Objective = BALANCED,
     cancelled: Cancelled | None = None,
+    workload: Workload | None = None,
 ) -> Placement:
     """The best placement found for the peers of `snapshot` that are not draining.
 
@@ -50,7 +51,7 @@ def solve(
         MemoryTooSmall: no peer has room for one layer.
         SwarmTooSmall: the peers together cannot hold every layer.
     """
-    problem = from_snapshot(snapshot)
+    problem = from_snapshot(snapshot, workload)
     require_room(problem)
     allowance = budget or Budget()
     search = Search(problem, objective, random.Random(seed), allowance.work_for(len(problem.peers)), cancelled)
@@ -59,13 +60,16 @@ def solve(
 
 
 def evaluate(
-    snapshot: Snapshot, assignments: Iterable[Assignment], model: CapacityModel = CapacityModel.EXACT
+    snapshot: Snapshot,
+    assignments: Iterable[Assignment],
+    model: CapacityModel = CapacityModel.EXACT,
+    workload: Workload | None = None,
 ) -> Placement:
     """The flows and the prediction that these spans give in `snapshot`; a prediction of zero if they cannot serve.
 
     Peers that are gone or draining are left out; spans are taken as they are, whatever the memory says.
     """
-    problem = from_snapshot(snapshot)
+    problem = from_snapshot(snapshot, workload)
     given = {assignment.peer: assignment.span for assignment in assignments}
     spans = tuple(given.get(peer.peer) for peer in problem.peers)
     return _placement(problem, spans, max_flow(problem, spans, model, final=True))
