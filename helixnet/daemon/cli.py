@@ -12,6 +12,7 @@ from helixnet.daemon.doctor_command import add_doctor_parser
 from helixnet.daemon.generate_command import add_chat_parser, add_generate_parser
 from helixnet.daemon.models_command import add_models_parser
 from helixnet.daemon.peer_command import add_peer_parser
+from helixnet.daemon.plan_command import add_plan_parser
 from helixnet.daemon.status_command import add_status_parser
 from helixnet.daemon.up_command import add_up_parser
 
@@ -21,6 +22,9 @@ EXAMPLES = """try it on this machine:
 
 lend this machine to a swarm:
   helixnet peer --join /ip4/203.0.113.7/tcp/31337/p2p/12D3KooW... --memory 6GB
+
+plan a swarm before there is one:
+  helixnet plan examples/office-and-home.toml --html plan.html
 
 Settings can also come from ~/.config/helixnet/config.toml or HELIXNET_* variables (HELIXNET_MEMORY=6GB).
 HELIXNET_HOME holds identities and logs, HELIXNET_CACHE models. HELIXNET_DEBUG=1 adds tracebacks to errors."""
@@ -47,6 +51,7 @@ def make_parser() -> Parser:
     add_status_parser(commands)
     add_peer_parser(commands)
     add_models_parser(commands)
+    add_plan_parser(commands)
     add_doctor_parser(commands)
     return parser
 

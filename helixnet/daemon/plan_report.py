@@ -1,0 +1,235 @@
+"""What `helixnet plan` says of a cluster: a placement with the numbers that people and programs ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from helixnet.core.model import Manifest
+from helixnet.core.plan.adoption import moved_bytes
+from helixnet.core.plan.plan import Placement
+from helixnet.core.types import PeerId, Span
+from helixnet.planner.cluster import CATALOGUE, Cluster
+from helixnet.planner.cluster_file import CLIENTS
+from helixnet.planner.flow import OUTSIDE, CapacityModel, Edge, Routing, max_flow
+from helixnet.planner.objective import Objective
+from helixnet.planner.predict import forecast
+from helixnet.planner.problem import Problem, Spans, from_snapshot
+
+
+class PeerLine(msgspec.Struct, frozen=True, kw_only=True):
+    """One peer in the plan."""
+
+    name: str
+    region: str
+    device: str
+    rates: str
+    """Where its rates come from: catalogue, given or measured."""
+    memory_bytes: int
+    span: Span | None
+    tokens_per_s: float
+    """Through this peer."""
+    busy: float
+    """Share of its compute that the flow takes, 0 to 1."""
+    limits: bool
+    """Whether the plan could carry more if this peer could."""
+
+
+class EdgeLine(msgspec.Struct, frozen=True, kw_only=True):
+    """Flow from one peer to the next."""
+
+    source: str
+    target: str
+    tokens_per_s: float
+    stop: int
+    """The layer at which it changes hands: 0 from the clients, all layers to them."""
+    share: float | None
+    """Of what the plan may send over this link; None at the clients."""
+    limits: bool
+
+
+class PlanReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole answer. Peers by region and first layer, edges by layer."""
+
+    model: str
+    layers: int
+    objective: str
+    flow: float
+    bound: float
+    tokens_per_s: float
+    ttft_s: float
+    tpot_s: float
+    bottleneck: str
+    seconds: float
+    """What the planning took."""
+    peers: tuple[PeerLine, ...]
+    edges: tuple[EdgeLine, ...]
+    prompt_tokens: int
+    output_tokens: int
+
+    @property
+    def share_of_bound(self) -> float:
+        """Flow as a share of the proven bound."""
+        return self.flow / self.bound if self.bound > 0 else 0.0
+
+    @property
+    def from_catalogue(self) -> int:
+        """How many peers' rates are only those of a data sheet."""
+        return sum(peer.rates == CATALOGUE for peer in self.peers)
+
+    def as_json(self) -> dict[str, object]:
+        """What `--json` prints."""
+        return {
+            "model": self.model,
+            "layers": self.layers,
+            "objective": self.objective,
+            "placement": {peer.name: [peer.span.start, peer.span.stop] for peer in self.by_name() if peer.span},
+            "edges": [[edge.source, edge.target, edge.tokens_per_s] for edge in self.edges],
+            "flow": self.flow,
+            "bound": self.bound,
+            "prediction": {
+                "tokens_per_s": self.tokens_per_s,
+                "ttft_s": self.ttft_s,
+                "tpot_s": self.tpot_s,
+                "bottleneck": self.bottleneck,
+            },
+            "rates": {peer.name: peer.rates for peer in self.by_name()},
+            "seconds": self.seconds,
+        }
+
+    def by_name(self) -> list[PeerLine]:
+        """The peers in the order of their names."""
+        return sorted(self.peers, key=lambda peer: peer.name)
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """What adding and removing peers does."""
+
+    before: PlanReport | None
+    """None if there was no plan before."""
+    problem: str
+    """Why there was none."""
+    unmoved_tokens_per_s: float
+    """What would be served afterwards if every span stayed where it was."""
+    moved_peers: int
+    """Of those that stay, how many get another span."""
+    moved_bytes: int
+    """Weights that peers must load, new ones included."""
+
+    def as_json(self) -> dict[str, object]:
+        """What `--json` adds."""
+        return {
+            "before": self.before.as_json() if self.before is not None else None,
+            "problem_before": self.problem,
+            "unmoved_tokens_per_s": self.unmoved_tokens_per_s,
+            "moved_peers": self.moved_peers,
+            "moved_bytes": self.moved_bytes,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Solved:
+    """A placement as the planner's own numbers."""
+
+    problem: Problem
+    spans: Spans
+    routing: Routing
+    limits: frozenset[Edge]
+
+
+def report(
+    cluster: Cluster, placement: Placement, objective_name: str, objective: Objective, seconds: float
+) -> PlanReport:
+    """The report of a placement in its cluster."""
+    solved = _solved(cluster, placement, objective.model)
+    told = placement.prediction
+    manifest, work = cluster.snapshot.manifest, cluster.workload
+    return PlanReport(
+        model=manifest.name,
+        layers=manifest.layers,
+        objective=objective_name,
+        flow=solved.routing.tokens_per_s,
+        bound=told.bound_tokens_per_s,
+        tokens_per_s=told.tokens_per_s,
+        ttft_s=told.ttft_s,
+        tpot_s=told.tpot_s,
+        bottleneck=told.bottleneck,
+        seconds=seconds,
+        peers=_peer_lines(cluster, solved, objective.model),
+        edges=_edge_lines(solved),
+        prompt_tokens=work.prompt_tokens,
+        output_tokens=work.output_tokens,
+    )
+
+
+def changed(
+    before: PlanReport | None, problem: str, after: PlanReport, manifest: Manifest, placement: Placement, unmoved: float
+) -> Change:
+    """What the change from one plan to the next costs; `placement` is that of `after`."""
+    held = {PeerId(peer.name): peer.span for peer in before.peers if peer.span} if before is not None else {}
+    moved = sum(PeerId(peer.name) in held and held[PeerId(peer.name)] != peer.span for peer in after.peers)
+    return Change(
+        before=before,
+        problem=problem,
+        unmoved_tokens_per_s=unmoved,
+        moved_peers=moved,
+        moved_bytes=moved_bytes({peer: (span,) for peer, span in held.items()}, placement, manifest),
+    )
+
+
+def _solved(cluster: Cluster, placement: Placement, model: CapacityModel) -> _Solved:
+    problem = from_snapshot(cluster.snapshot, cluster.workload)
+    held = {assignment.peer: assignment.span for assignment in placement.assignments}
+    spans = tuple(held.get(peer.peer) for peer in problem.peers)
+    routing = max_flow(problem, spans, model, final=True)
+    outlook = forecast(problem, spans, routing)
+    if outlook.tokens_per_s < routing.tokens_per_s * 0.999:  # KV memory ends it before compute and links do
+        limits = frozenset({(outlook.tightest, outlook.tightest)})
+    else:
+        limits = frozenset(edge for edge, _ in routing.limits)
+    return _Solved(problem, spans, routing, limits)
+
+
+def _peer_lines(cluster: Cluster, solved: _Solved, model: CapacityModel) -> tuple[PeerLine, ...]:
+    lines = []
+    views = {view.peer: view.capability for view in cluster.snapshot.peers}
+    for index, peer in enumerate(solved.problem.peers):
+        span = solved.spans[index]
+        through = sum(rate for (_, target), rate in solved.routing.edges.items() if target == index)
+        load = through * len(span) if span and model is CapacityModel.PAPER else solved.routing.loads[index]
+        lines.append(
+            PeerLine(
+                name=peer.peer,
+                region=cluster.regions[peer.peer],
+                device=views[peer.peer].device,
+                rates=cluster.rates[peer.peer],
+                memory_bytes=views[peer.peer].memory_bytes,
+                span=span,
+                tokens_per_s=through,
+                busy=min(1.0, load / peer.capacity[len(span)]) if span else 0.0,
+                limits=(index, index) in solved.limits,
+            )
+        )
+    end = Span(solved.problem.layers - 1, solved.problem.layers)
+    return tuple(sorted(lines, key=lambda line: (line.region, line.span is None, line.span or end, line.name)))
+
+
+def _edge_lines(solved: _Solved) -> tuple[EdgeLine, ...]:
+    lines = []
+    problem = solved.problem
+    for edge, rate in solved.routing.edges.items():
+        source, target = edge
+        before = None if source == OUTSIDE else solved.spans[source]
+        inner = OUTSIDE not in edge
+        lines.append(
+            EdgeLine(
+                source=CLIENTS if source == OUTSIDE else problem.peers[source].peer,
+                target=CLIENTS if target == OUTSIDE else problem.peers[target].peer,
+                tokens_per_s=rate,
+                stop=before.stop if before is not None else 0,
+                share=min(1.0, rate / float(problem.link_tokens_per_s[edge])) if inner else None,
+                limits=inner and edge in solved.limits,
+            )
+        )
+    return tuple(sorted(lines, key=lambda line: (line.stop, line.source, line.target)))
