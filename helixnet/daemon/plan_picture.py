@@ -211,7 +211,7 @@ def _change(report: PlanReport, change: Change | None) -> str:
 
 def _legend(report: PlanReport) -> str:
     notes = [
-        '<span class="key"><i class="hue0 sample"></i> a bar: the layers a peer holds; the strong part: how busy it is</span>',
+        '<span class="key"><i class="hue0 sample"></i> a bar: the layers a peer holds; strong: how busy it is</span>',
         '<span class="key"><i class="hue0 ribbonkey"></i> a ribbon: tokens handed to the next peer at that layer, '
         "as thick as they are many; it has the colour of the region that sends</span>",
         '<span class="key"><i class="limitkey"></i> red: what limits the plan</span>',
