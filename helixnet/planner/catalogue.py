@@ -1,5 +1,6 @@
-"""Devices from public data sheets, for plans about machines that nobody has measured yet.
+"""Devices by their makers' published figures, for plans about machines that nobody has measured yet.
 
+The figures were entered by hand and not yet compared with the sheets one by one: correct them where you know better.
 A real swarm never reads this: peers measure themselves. What is derived from it is called `catalogue` wherever it is
 shown. Rates follow a roofline (a layer takes as long as reading its weights or doing its arithmetic, whichever is
 longer) with a stated share of what the sheet promises.
