@@ -16,15 +16,15 @@ from helixnet.core.errors import DeadlineExceeded, HelixError, NetworkError, Rem
 from helixnet.core.machine import Effect, Emit, Send
 from helixnet.core.machine import Gone as GoneOutcome
 from helixnet.core.model import Manifest
-from helixnet.core.peer import members_key
 from helixnet.core.plan.coordinator import pointer_key
 from helixnet.core.route.pipeline import Pipeline
 from helixnet.core.route.request import Request, RequestConfig, RequestSpec
 from helixnet.core.route.router import Router
-from helixnet.core.swarm.records import PeerRecord, decode_pointer, decode_record
+from helixnet.core.swarm.records import PeerRecord, decode_pointer
 from helixnet.core.types import PeerId, SessionId
 from helixnet.core.wire import messages as wire
 from helixnet.net.base import Gone
+from helixnet.net.members import read_members
 from helixnet_client.tokenizer import Tokenizer
 from helixnet_client.transports import Connection
 
@@ -182,18 +182,12 @@ class Swarm:
         return max(pointers, key=lambda p: (p.term, p.epoch)).coordinator if pointers else None
 
     async def _members(self) -> list[PeerRecord]:
+        """The network's members; none while the directory cannot be reached, which must not end `_follow`."""
         try:
             async with asyncio.timeout(ANSWER_S):
-                entries = await self.directory.read(members_key(self.network))
-        except TimeoutError:
+                return await read_members(self.directory, self.network)
+        except (TimeoutError, NetworkError):
             return []
-        records: list[PeerRecord] = []
-        for owner, value in sorted(entries.items()):
-            try:
-                records.append(decode_record(owner, value))
-            except RemoteProtocolError:
-                continue
-        return records
 
     def _of_our_model(self, records: list[PeerRecord]) -> list[PeerRecord]:
         if self.view is not None:

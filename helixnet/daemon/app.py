@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import time
 from collections.abc import Callable
@@ -12,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from helixnet.core.errors import HelixError, ManifestMismatch, MemoryTooSmall
+from helixnet.core.errors import ManifestMismatch, MemoryTooSmall
 from helixnet.core.machine import Event, Outcome
 from helixnet.core.model import Manifest
-from helixnet.core.peer import Peer, PeerFacts, members_key
+from helixnet.core.peer import Peer, PeerFacts
 from helixnet.core.swarm.capability import Capability
-from helixnet.core.swarm.records import PeerRecord, decode_record
 from helixnet.core.types import PeerId
 from helixnet.core.wire import messages as wire
 from helixnet.core.wire.codec import Lane
@@ -28,6 +26,7 @@ from helixnet.daemon.planning import solve_in_worker
 from helixnet.engine.base import Engine
 from helixnet.net.base import Directory, Host
 from helixnet.net.driver import ComputeEffect, Driver, Ports
+from helixnet.net.members import read_members
 
 if TYPE_CHECKING:
     from helixnet.engine.weights.prepared import PreparedModel
@@ -249,15 +248,6 @@ async def check_swarm(directory: Directory, network: str, manifest: Manifest, me
                 f"{record.manifest_hash[:12]}, here {manifest.hash[:12]}). Use the same model files and --dtype as its "
                 "peers, or another --network."
             )
-
-
-async def read_members(directory: Directory, network: str) -> list[PeerRecord]:
-    """The well-formed records of a network's members, by id."""
-    records: list[PeerRecord] = []
-    for owner, value in sorted((await directory.read(members_key(network))).items()):
-        with contextlib.suppress(HelixError):
-            records.append(decode_record(owner, value))
-    return records
 
 
 def run_until_signal(process: PeerProcess) -> None:

@@ -36,7 +36,6 @@ class EngineThread:
 
     def __init__(self, engine: Engine, on_event: Callable[[Event], None]) -> None:
         self.engine = engine
-        self.failure: BaseException | None = None
         self._on_event = on_event
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[tuple[ComputeEffect, Finish] | None] = queue.SimpleQueue()

@@ -27,11 +27,11 @@ from helixnet.core.machine import (
     Solve,
     Solved,
 )
-from helixnet.core.peer import Peer, members_key
-from helixnet.core.swarm.records import PeerRecord, decode_record
+from helixnet.core.peer import Peer
 from helixnet.core.types import PeerId
 from helixnet.core.wire import messages as wire
 from helixnet.net import base
+from helixnet.net.members import read_members
 
 TICK_S_MAX = 0.25
 TICK_S_MIN = 0.005
@@ -137,23 +137,19 @@ class Driver:
 
     async def read_directory(self) -> None:
         """Read the members' records once and tell the machine; what is malformed is left out."""
-        key = members_key(self.peer.facts.network)
         try:
             async with asyncio.timeout(self._config.call_s):
-                entries = await self.ports.directory.read(key)
+                records = await read_members(self.ports.directory, self.peer.facts.network, self._record_refused)
         except (TimeoutError, HelixError) as error:
             self.ports.on_event(Event("directory.unreachable", {"why": str(error) or "no answer in time"}))
             return
-        records: list[PeerRecord] = []
-        for owner, value in sorted(entries.items()):
-            try:
-                records.append(decode_record(owner, value))
-            except RemoteProtocolError as error:
-                self.ports.on_event(Event("record.refused", {"peer": owner, "why": str(error)}))
         for record in records:
             if record.peer != self.peer.me:
                 self.ports.host.learn(record.peer, record.addresses)
         self.peer.listed(records, time.monotonic())
+
+    def _record_refused(self, owner: PeerId, why: str) -> None:
+        self.ports.on_event(Event("record.refused", {"peer": owner, "why": why}))
 
     # --- effects -----------------------------------------------------------------------------------
 

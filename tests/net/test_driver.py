@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from helixnet.core.errors import DeadlineExceeded
 from helixnet.core.machine import (
     BatchDone,
     DropLayers,
@@ -70,6 +71,19 @@ class ToyCompute:
             case DropLayers():
                 engine.loaded &= set(effect.keep.layers()) if effect.keep else set()
                 return Dropped(engine.held())
+        return None
+
+
+class UnreachableDirectory:
+    """A directory whose peers do not answer."""
+
+    async def publish(self, key: str, value: bytes, lifetime_s: float) -> bool:
+        raise DeadlineExceeded("nobody answered in time")
+
+    async def read(self, key: str) -> dict[PeerId, bytes]:
+        raise DeadlineExceeded("nobody answered in time")
+
+    async def close(self) -> None:
         return None
 
 
@@ -156,3 +170,11 @@ async def test_a_stranger_that_breaks_the_protocol_loses_its_channel_and_the_swa
         request = await swarm.run(asking(5), lambda _: True)
         assert request.tokens == toy_output(PROMPT, 5)
         await stranger.close()
+
+
+async def test_a_client_outlives_a_directory_that_cannot_be_reached() -> None:
+    async with a_swarm() as (_, swarm, _):
+        swarm.directory = UnreachableDirectory()
+        await swarm._ask_somebody()  # what following the swarm does when its peer falls silent
+        request = await swarm.run(asking(5), lambda _: True)
+        assert request.tokens == toy_output(PROMPT, 5)
