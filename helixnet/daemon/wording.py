@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
 
 from helixnet.core.types import Span
 
@@ -67,8 +66,3 @@ def many(count: int, noun: str) -> str:
 def span_words(span: Span) -> str:
     """The layers as people count them, both ends included: `0-9`."""
     return f"{span.start}-{span.stop - 1}" if len(span) > 1 else f"{span.start}"
-
-
-def spans_words(spans: Sequence[Span]) -> str:
-    """Several spans; a dash for none."""
-    return ", ".join(map(span_words, spans)) or "-"

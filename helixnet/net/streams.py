@@ -134,10 +134,6 @@ class Channels:
             link.spoken = True
             self._fail(link, reason)
 
-    def open_peers(self) -> tuple[PeerId, ...]:
-        """Peers with an open channel, sorted."""
-        return tuple(sorted(link.peer for link in self._links.values() if link.streams))
-
     def traffic(self) -> dict[PeerId, Traffic]:
         """See `Host.traffic`."""
         return self._traffic
