@@ -184,7 +184,7 @@ def _solved(cluster: Cluster, placement: Placement, model: CapacityModel) -> _So
     spans = tuple(held.get(peer.peer) for peer in problem.peers)
     routing = max_flow(problem, spans, model, final=True)
     outlook = forecast(problem, spans, routing)
-    if outlook.tokens_per_s < routing.tokens_per_s * 0.999:  # KV memory ends it before compute and links do
+    if outlook.kv_limited:
         limits = frozenset({(outlook.tightest, outlook.tightest)})
     else:
         limits = frozenset(edge for edge, _ in routing.limits)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from helixnet.planner.flow import CapacityModel, max_flow
-from helixnet.planner.predict import SESSIONS_MAX, Forecast, forecast
+from helixnet.planner.predict import Forecast, forecast
 from helixnet.planner.problem import Problem, Spans
 
 UNCOVERED = -1000.0
@@ -92,7 +92,7 @@ def score_at_most(problem: Problem, objective: Objective, spans: Spans) -> float
         return UNCOVERED * counts.count(0)
     flow = min(thinnest, total / problem.layers)
     quickest = problem.layers * min(peer.decode_s for peer in problem.peers)
-    served = math.log(flow) - objective.latency * math.log(quickest) + objective.room * math.log(SESSIONS_MAX)
+    served = math.log(flow) - objective.latency * math.log(quickest) + objective.room * math.log(problem.sessions_max)
     return (served if objective.predicted else math.log(flow)) + _extras(problem, objective, spans)
 
 

@@ -16,8 +16,6 @@ from helixnet.planner.bounds import coverage_bound
 from helixnet.planner.flow import OUTSIDE, Edge, Routing
 from helixnet.planner.problem import Problem, Spans
 
-SESSIONS_MAX = 256
-"""Requests in flight that a stage admits at most, whatever its memory."""
 BISECTIONS = 14
 """Enough for a ten-thousandth of the flow."""
 NAME_CHARS = 6
@@ -39,9 +37,13 @@ class Forecast:
     """One request alone, average pipeline."""
     tpot_s: float
     """One request alone, average pipeline."""
+    kv_limited: bool
+    """KV room ends the growth before compute and links do."""
 
 
-NO_FORECAST = Forecast(0.0, 0.0, 0, 0.0, 0.0)
+NO_FORECAST = Forecast(0.0, 0.0, 0, 0.0, 0.0, False)
+KV_LIMITED = 0.999
+"""Share of the flow below which KV room is what limits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +68,15 @@ def forecast(problem: Problem, spans: Spans, routing: Routing) -> Forecast:
     prompt_hops_s = sum(
         float(problem.prompt_link_s[edge]) * rate / flow for edge, rate in routing.edges.items() if OUTSIDE not in edge
     )
+    ceiling = flow / problem.flow_per_token
+    saturated = _saturated(problem, parts, ceiling, hops_s, sessions)
     return Forecast(
-        tokens_per_s=_saturated(problem, parts, flow, hops_s, sessions),
+        tokens_per_s=saturated,
         sessions=sessions,
         tightest=tightest,
         ttft_s=prefill_s + prompt_hops_s,
         tpot_s=decode_s + hops_s,
+        kv_limited=saturated < ceiling * KV_LIMITED,
     )
 
 
@@ -105,7 +110,7 @@ def _sessions(problem: Problem, spans: Spans, parts: list[_Part]) -> tuple[float
         room = problem.peers[part.index].kv_room(span, problem.layers)
         rooms.append((room / (problem.session_tokens * part.layers), part.index))
     fewest, tightest = min(rooms)
-    return min(fewest, float(SESSIONS_MAX)), tightest
+    return min(fewest, float(problem.sessions_max)), tightest
 
 
 def _hops(problem: Problem, routing: Routing) -> float:
@@ -149,7 +154,7 @@ def _in_flight(problem: Problem, parts: list[_Part], rate: float, hops_s: float)
 def _bottleneck(problem: Problem, spans: Spans, routing: Routing, outlook: Forecast) -> str:
     if routing.tokens_per_s <= 0:
         return "no chain of spans leads from the first layer to the last"
-    if outlook.tokens_per_s < routing.tokens_per_s * 0.999:
+    if outlook.kv_limited:
         name = _name(problem, outlook.tightest)
         return f"KV memory of {name} {spans[outlook.tightest]}: room for {outlook.sessions:.1f} requests in flight"
     if not routing.limits:

@@ -25,6 +25,9 @@ links at half brought 40 % more throughput than filling them (shared findings): 
 HOP_S = 0.001
 """What a hop costs besides the link: two event loops, framing, and a batch to wait for."""
 
+SESSIONS_MAX = 256
+"""Requests in flight that our stages admit at most, whatever their memory."""
+
 SpanOrNone = Span | None
 Spans = tuple[SpanOrNone, ...]
 """One span (or none) for each peer of a problem, in its order."""
@@ -105,6 +108,11 @@ class Problem:
     """One way, one activation."""
     prompt_link_s: Matrix
     """One way, the activations of a typical prompt."""
+    flow_per_token: float = 1.0
+    """Tokens of flow that one decoded token stands for: 1 where capacities count decoded tokens with their share of
+    prompt tokens, more where they count prompt tokens as flow too (the paper's T(k))."""
+    sessions_max: int = SESSIONS_MAX
+    """Requests in flight that a stage admits at most, whatever its memory."""
 
     def fits(self, index: int, start: int, stop: int) -> bool:
         """Whether peer `index` has room for the layers `[start, stop)` and the KV of one request."""
