@@ -1,0 +1,336 @@
+"""The paper's problem instances, which are data (clusters, profiles, stored placements), as problems of ours.
+
+Flow counts prompt tokens too there, as the authors' T(k) does. Machines are called by their number in the cluster.
+Where the data has gaps, the machine is taken to be as slow and as full as with the next more layers known.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from helixnet.core.errors import UsageError
+from helixnet.core.swarm.capability import RatePoint
+from helixnet.core.types import PeerId, Span
+from helixnet.planner.artifact_file import (
+    CLUSTERS,
+    LINKS,
+    PLACEMENTS,
+    PROFILES,
+    ClusterData,
+    Constants,
+    Curve,
+    MixData,
+    ModelData,
+    NotNegative,
+    PlacementData,
+    PlacementsFile,
+    ProfilesFile,
+    Raws,
+    TypeData,
+    TypeRates,
+    decode,
+    read,
+)
+from helixnet.planner.problem import Matrix, PlanPeer, Problem, SpanOrNone, Spans, seconds_at
+
+BATCH_MAX = 512
+"""Decode steps in the largest batch that rates are given for."""
+SESSIONS_MAX = 1 << 20
+"""The authors' machines admit whatever their KV memory holds."""
+FIRST_MACHINE = 2
+"""The number that stored placements give the first machine: 0 and 1 are the coordinator's."""
+NODE = "compute_node_"
+SOURCE, SINK = "source", "sink"
+
+
+class Artifact:
+    """The folder with clusters.json, profiles.json and (only for `stored`) placements.json.
+
+    Raises:
+        UsageError: here and in every method: something is missing, malformed, or not planned for.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._clusters = read(folder / CLUSTERS, Raws)
+        self._profiles = read(folder / PROFILES, ProfilesFile)
+
+    def instances(self) -> tuple[str, ...]:
+        """Names of the clusters."""
+        return tuple(name for name in self._clusters if not name.startswith("_"))
+
+    def models(self) -> tuple[str, ...]:
+        """Names of the models."""
+        return tuple(name for name in self._profiles.models if not name.startswith("_"))
+
+    def problem(self, instance: str, model: str, link_share: float = 1.0) -> Problem:
+        """An instance with a model; `link_share` of each bandwidth is planned."""
+        return _Reading(self, instance, model).problem(link_share)
+
+    def stored(self, instance: str, model: str) -> dict[str, Spans]:
+        """The placements of this instance and model that the authors stored, by method, in the file's order.
+
+        Some hold more layers than the machine may in `problem`; a method that uses a part of the machines numbers
+        only those: they are then the machines of that type, in order. Of two rows of one method the first counts;
+        one that names more machines of a type than there are is left out.
+        """
+        nodes, layers = self.cluster(instance).node_types, self.model(model).num_layers
+        file = read(self.folder / PLACEMENTS, PlacementsFile)
+        found: dict[str, Spans] = {}
+        for row in file.placements:
+            if (row.cluster, row.model) == (instance, model) and row.method not in found:
+                where = f"{self.folder / PLACEMENTS}: {row.method} of {instance} with {model}"
+                spans = _stored_spans(row, nodes, layers, where)
+                if spans is not None:
+                    found[row.method] = spans
+        return found
+
+    def cluster(self, instance: str) -> ClusterData:
+        """What clusters.json says of an instance."""
+        if instance not in self.instances():
+            raise UsageError(
+                f"{self.folder / CLUSTERS} has no instance {instance!r}. It has {', '.join(self.instances())}."
+            )
+        where = f"{self.folder / CLUSTERS}: {instance}"
+        cluster = decode(self._clusters[instance], ClusterData, where)
+        for key, count in (("num_nodes", cluster.num_nodes), ("regions", len(cluster.regions) or None)):
+            if count is not None and count != len(cluster.node_types):
+                raise UsageError(f"{where}: node_types has {len(cluster.node_types)} machines, but {key} {count}.")
+        return cluster
+
+    def model(self, model: str) -> ModelData:
+        """What profiles.json says of a model."""
+        if model not in self.models():
+            raise UsageError(f"{self.folder / PROFILES} has no model {model!r}. It has {', '.join(self.models())}.")
+        return decode(self._profiles.models[model], ModelData, f"{self.folder / PROFILES}: {model}")
+
+    @property
+    def constants(self) -> Constants:
+        """The typical request, and the size of a KV block."""
+        return self._profiles.meta.constants
+
+
+class _Reading:
+    """One instance with one model on its way to a problem."""
+
+    def __init__(self, artifact: Artifact, instance: str, model: str) -> None:
+        self.instance, self.model = instance, model
+        self.constants = artifact.constants
+        self.cluster, self.shape = artifact.cluster(instance), artifact.model(model)
+        self.clusters_file, self.profiles_file = artifact.folder / CLUSTERS, artifact.folder / PROFILES
+
+    def problem(self, link_share: float) -> Problem:
+        work, shape = self.constants, self.shape
+        by_type = {kind: self._peer(kind) for kind in sorted(set(self.cluster.node_types))}
+        peers = [replace(by_type[kind], peer=PeerId(str(n))) for n, kind in enumerate(self.cluster.node_types)]
+        bandwidth, latency_s, closed = self._links(peers)
+        token_s = np.divide(
+            shape.activation_bytes_per_token, bandwidth, out=np.zeros_like(bandwidth), where=bandwidth > 0
+        )
+        return Problem(
+            model=self.model,
+            layers=shape.num_layers,
+            layer_bytes=int(shape.layer_bytes_used_by_simulator),
+            first_bytes=0,
+            last_bytes=0,
+            session_tokens=work.AVG_INPUT_LEN + work.AVG_OUTPUT_LEN,
+            peers=tuple(_closed(peer, first, last) for peer, (first, last) in zip(peers, closed, strict=True)),
+            link_tokens_per_s=_link_rate(
+                bandwidth, link_share, shape.activation_bytes_per_token + shape.token_size_bytes
+            ),
+            link_s=_frozen(latency_s + token_s),
+            prompt_link_s=_frozen(latency_s + work.AVG_INPUT_LEN * token_s),
+            flow_per_token=(work.AVG_INPUT_LEN + work.AVG_OUTPUT_LEN) / work.AVG_OUTPUT_LEN,
+            sessions_max=SESSIONS_MAX,
+        )
+
+    def _peer(self, kind: str) -> PlanPeer:
+        """A machine of one type, without a name yet."""
+        where = f"{self.profiles_file}: {self.model}, {kind}"
+        if kind not in self.shape.types:
+            raise UsageError(f"{self.profiles_file}: {self.model} has no machines of type {kind!r}.")
+        machine = decode(self.shape.types[kind], TypeData, where)
+        layers, work = self.shape.num_layers, self.constants
+        rates = _known({k: rate for k, rate in self._rates(kind).items() if rate})
+        blocks = _known(
+            {k: float(count * work.VLLM_BLOCK_SIZE * k) for k, count in machine.vllm_num_blocks.items() if count}
+        )
+        held_max = min(layers, len(rates), len(blocks))
+        if machine.max_num_layers is not None:
+            held_max = min(held_max, machine.max_num_layers)
+        if not rates:
+            raise UsageError(f"{where} has no throughput for any number of layers.")
+        prompt = _curve(machine.prompt_bs2time_ms_per_layer, f"{where}, prompt_bs2time_ms_per_layer")
+        decoding = _curve(machine.decode_bs2time_ms_per_layer, f"{where}, decode_bs2time_ms_per_layer")
+        prefill_s = seconds_at(prompt, work.AVG_INPUT_LEN)
+        return PlanPeer(
+            peer=PeerId(kind),
+            layers_max=(held_max, held_max, held_max, layers if held_max == layers else 0),
+            capacity=_capacity(rates, layers),
+            kv_token_layers=_kv(blocks, layers),
+            kv_first=0,
+            kv_last=0,
+            batch_rate=_batch_rate(decoding, prefill_s / work.AVG_OUTPUT_LEN),
+            decode_s=seconds_at(decoding, 1),
+            prefill_s=prefill_s,
+            held=None,
+        )
+
+    def _rates(self, kind: str) -> Mapping[int, float | None]:
+        """T(k) of a type in this very mix of machines, or else in the one that has most in common with it."""
+        counts = Counter(self.cluster.node_types)
+        where = f"{self.profiles_file}: {self.model}, typical_throughput_by_mix"
+        mixes = [
+            (name, decode(raw, MixData, f"{where}, {name!r}"))
+            for name, raw in self.shape.typical_throughput_by_mix.items()
+        ]
+        fitting = [(name, mix) for name, mix in mixes if kind in mix.per_type]
+        if not fitting:
+            raise UsageError(f"{where} has no mix with machines of type {kind!r}, so their throughput is not known.")
+
+        def distance(pair: tuple[str, MixData]) -> tuple[bool, int, int]:
+            mix = pair[1].mix
+            others = sum(abs(counts[each] - mix.get(each, 0)) for each in counts | mix)
+            return mix != counts, -len(counts.keys() & mix.keys()), others
+
+        name, mix = min(fitting, key=distance)
+        return decode(mix.per_type[kind], TypeRates, f"{where}, {name!r}, {kind}").T_k_tokens_per_s
+
+    def _links(self, peers: list[PlanPeer]) -> tuple[Matrix, Matrix, list[tuple[bool, bool]]]:
+        """Bytes/s and one-way seconds, [tail, head], and which machines cannot be entry, exit of the model.
+
+        A pair stands for both directions unless the other is given too; one that is absent carries nothing and is
+        as slow as the slowest. Links of the coordinator carry only token ids: one that could limit is left out.
+        """
+        count = len(peers)
+        where = f"{self.clusters_file}: {self.instance}, {LINKS}"
+        bandwidth, latency_s = np.zeros((count, count)), np.zeros((count, count))
+        ends: dict[tuple[str, int], float] = {}
+        given: dict[tuple[int, int], tuple[float, float]] = {}
+        for name, raw in self.cluster.links.items():
+            rate, delay_ms = decode(raw, tuple[NotNegative, NotNegative], f"{where}, {name!r}")
+            tail, _, head = name.partition("-")
+            if tail == SOURCE:
+                ends[SOURCE, _number(head, count, f"{where}, {name!r}")] = rate
+            elif head == SINK:
+                ends[SINK, _number(tail, count, f"{where}, {name!r}")] = rate
+            else:
+                pair = _number(tail, count, f"{where}, {name!r}"), _number(head, count, f"{where}, {name!r}")
+                given[pair] = rate, delay_ms / 1000
+        for (i, j), (rate, delay_s) in given.items():
+            for pair in ((i, j), (j, i)) if (j, i) not in given else ((i, j),):
+                bandwidth[pair], latency_s[pair] = rate, delay_s
+        slowest = float(latency_s.max())
+        latency_s[bandwidth == 0] = slowest
+        np.fill_diagonal(bandwidth, np.inf)
+        np.fill_diagonal(latency_s, 0.0)
+        return bandwidth, latency_s, self._closed_ends(peers, ends, where)
+
+    def _closed_ends(
+        self, peers: list[PlanPeer], ends: dict[tuple[str, int], float], where: str
+    ) -> list[tuple[bool, bool]]:
+        closed: dict[str, list[bool]] = {}
+        for end in (SOURCE, SINK):
+            known = any(name == end for name, _ in ends)
+            need = [max(rate / k for k, rate in enumerate(peer.capacity) if k) for peer in peers]
+            carried = [ends.get((end, n), 0.0) / self.shape.token_size_bytes for n in range(len(peers))]
+            closed[end] = [known and has < wants for has, wants in zip(carried, need, strict=True)]
+            if all(closed[end]):
+                raise UsageError(f"{where}: no link of the {end} is fast enough for the machine at it.")
+        return list(zip(closed[SOURCE], closed[SINK], strict=True))
+
+
+def _known(values: Mapping[int, float]) -> list[float]:
+    """The value for 1, 2, ... as far as any is known; one that is missing is that of the next larger number."""
+    filled: list[float] = []
+    for k in range(max(values, default=0), 0, -1):
+        filled.append(values.get(k, filled[-1] if filled else 0.0))
+    return filled[::-1]
+
+
+def _capacity(rates: list[float], layers: int) -> tuple[float, ...]:
+    """Capacity k * T(k) from k = 0 to all layers. The authors count T of the most layers known for any more."""
+    by_held = [rates[min(k, len(rates)) - 1] * k for k in range(1, layers + 1)]
+    return by_held[0], *by_held
+
+
+def _kv(room: list[float], layers: int) -> tuple[int, ...]:
+    """KV token-layers from k = 0 to all layers; beyond the most layers known in a straight line, as the authors do."""
+    if not room:
+        return (0,) * (layers + 1)
+    step = min(0.0, room[-1] - room[-2]) if len(room) > 1 else -room[-1]
+    beyond = [max(0.0, room[-1] + step * more) for more in range(1, layers + 1)]
+    return tuple(int(tokens) for tokens in [room[0], *room, *beyond][: layers + 1])
+
+
+def _batch_rate(decoding: list[RatePoint], extra_s: float) -> tuple[float, ...]:
+    """Token-layers/s in batches of 1, 2, ...; each decode step comes with `extra_s` of prefill."""
+    rates: list[float] = []
+    for batch in range(1, min(BATCH_MAX, max(1, decoding[-1].tokens)) + 1):
+        rate = batch / (seconds_at(decoding, batch) + batch * extra_s)
+        rates.append(max(rate, rates[-1]) if rates else rate)
+    return tuple(rates)
+
+
+def _curve(points: Curve, where: str) -> list[RatePoint]:
+    """By tokens, in seconds, without the empty batch: a smaller one than measured takes as long as the smallest."""
+    by_tokens = {int(tokens): milliseconds for tokens, milliseconds in sorted(points) if tokens >= 1}
+    if not by_tokens or min(by_tokens.values()) <= 0:
+        raise UsageError(f"{where} needs a positive time for some number of tokens, and for each that it names.")
+    return [RatePoint(tokens, milliseconds / 1000) for tokens, milliseconds in by_tokens.items()]
+
+
+def _closed(peer: PlanPeer, first: bool, last: bool) -> PlanPeer:
+    inner, at_first, at_last, both = peer.layers_max
+    return replace(
+        peer,
+        layers_max=(inner, 0 if first else at_first, 0 if last else at_last, 0 if first or last else both),
+    )
+
+
+def _link_rate(bandwidth: Matrix, link_share: float, token_bytes: float) -> Matrix:
+    return _frozen(bandwidth * link_share / token_bytes)
+
+
+def _number(text: str, count: int, where: str) -> int:
+    """A machine's number."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) < count):
+        raise UsageError(f"{where}: {text!r} is no machine from 0 to {count - 1}.")
+    return int(text)
+
+
+def _stored_spans(row: PlacementData, nodes: tuple[str, ...], layers: int, where: str) -> Spans | None:
+    """The spans of one stored placement, in the order of the cluster's machines; None if there are not so many."""
+    placed: list[tuple[int, str, Span]] = []
+    for name, interval in row.intervals.items():
+        try:
+            kind, start, stop = msgspec.convert(interval[:3], tuple[str, int, int])
+            span = Span(start, stop)
+        except (msgspec.ValidationError, ValueError) as error:
+            raise UsageError(f"{where}: the interval of {name} is bad: {error}.") from None
+        number = name.removeprefix(NODE)
+        if not (name.startswith(NODE) and number.isascii() and number.isdigit() and len(number) <= 9):
+            raise UsageError(f"{where}: {name!r} is not {NODE} and a number.")
+        if span.stop > layers:
+            raise UsageError(f"{where}: {name} holds {span}, but the model has {layers} layers.")
+        placed.append((int(number) - FIRST_MACHINE, kind, span))
+    placed.sort(key=lambda each: each[0])
+    own_numbers = not all(0 <= n < len(nodes) and nodes[n] == kind for n, kind, _ in placed)
+    left = {each: [n for n, other in enumerate(nodes) if other == each] for each in nodes}
+    spans: list[SpanOrNone] = [None] * len(nodes)
+    for index, kind, span in placed:
+        if own_numbers and not left.get(kind):
+            return None
+        spans[left[kind].pop(0) if own_numbers else index] = span
+    return tuple(spans)
+
+
+def _frozen(matrix: Matrix) -> Matrix:
+    matrix.setflags(write=False)
+    return matrix
