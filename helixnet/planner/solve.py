@@ -1,4 +1,4 @@
-"""The two ways into the planner: `solve` finds a placement, `evaluate` says what a given one is worth today."""
+"""The ways into the planner: `solve` and `place` find a placement, `evaluate` says what a given one is worth today."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 from helixnet.core.plan.plan import Assignment, Flow, Placement
 from helixnet.core.plan.snapshot import Snapshot
 from helixnet.core.types import PeerId
-from helixnet.planner.flow import OUTSIDE, CapacityModel, Routing, max_flow
+from helixnet.planner.flow import OUTSIDE, CapacityModel, max_flow
 from helixnet.planner.milp import MILP_LAYER_CHOICES_MAX, MILP_PEERS_MAX, solve_exactly
 from helixnet.planner.objective import BALANCED, Objective
 from helixnet.planner.predict import predict
@@ -52,11 +52,44 @@ def solve(
         SwarmTooSmall: the peers together cannot hold every layer.
     """
     problem = from_snapshot(snapshot, workload)
+    return to_placement(problem, place(problem, seed, budget, objective, cancelled), objective.model)
+
+
+def place(
+    problem: Problem,
+    seed: int,
+    budget: Budget | None = None,
+    objective: Objective = BALANCED,
+    cancelled: Cancelled | None = None,
+) -> Spans:
+    """The spans of the best placement found; otherwise as `solve`.
+
+    Raises:
+        MemoryTooSmall: no peer has room for one layer.
+        SwarmTooSmall: the peers together cannot hold every layer.
+    """
     require_room(problem)
     allowance = budget or Budget()
     search = Search(problem, objective, random.Random(seed), allowance.work_for(len(problem.peers)), cancelled)
-    found = search.run(_starts(problem, objective, allowance))
-    return _placement(problem, found.spans, max_flow(problem, found.spans, objective.model, final=True))
+    return search.run(_starts(problem, objective, allowance)).spans
+
+
+def to_placement(problem: Problem, spans: Spans, model: CapacityModel) -> Placement:
+    """The flows and the prediction that these spans give; a prediction of zero if they cannot serve."""
+    routing = max_flow(problem, spans, model, final=True)
+    assignments = [
+        Assignment(peer.peer, span) for peer, span in zip(problem.peers, spans, strict=True) if span is not None
+    ]
+
+    def name(index: int) -> PeerId | None:
+        return None if index == OUTSIDE else problem.peers[index].peer
+
+    flows = [Flow(name(source), name(target), rate) for (source, target), rate in routing.edges.items()]
+    return Placement(
+        assignments=tuple(assignments),
+        flows=tuple(sorted(flows, key=lambda flow: (flow.source or "", flow.target or ""))),
+        prediction=predict(problem, spans, routing),
+    )
 
 
 def evaluate(
@@ -72,7 +105,7 @@ def evaluate(
     problem = from_snapshot(snapshot, workload)
     given = {assignment.peer: assignment.span for assignment in assignments}
     spans = tuple(given.get(peer.peer) for peer in problem.peers)
-    return _placement(problem, spans, max_flow(problem, spans, model, final=True))
+    return to_placement(problem, spans, model)
 
 
 def _starts(problem: Problem, objective: Objective, budget: Budget) -> list[Spans]:
@@ -83,19 +116,3 @@ def _starts(problem: Problem, objective: Objective, budget: Budget) -> list[Span
         exact = solve_exactly(problem, budget.milp_nodes)
         built += [exact.spans] if exact is not None else []
     return built
-
-
-def _placement(problem: Problem, spans: Spans, routing: Routing) -> Placement:
-    assignments = [
-        Assignment(peer.peer, span) for peer, span in zip(problem.peers, spans, strict=True) if span is not None
-    ]
-
-    def name(index: int) -> PeerId | None:
-        return None if index == OUTSIDE else problem.peers[index].peer
-
-    flows = [Flow(name(source), name(target), rate) for (source, target), rate in routing.edges.items()]
-    return Placement(
-        assignments=tuple(assignments),
-        flows=tuple(sorted(flows, key=lambda flow: (flow.source or "", flow.target or ""))),
-        prediction=predict(problem, spans, routing),
-    )
