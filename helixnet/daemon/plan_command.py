@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,16 +13,18 @@ from helixnet.core.errors import CapacityError, UsageError
 from helixnet.daemon.arguments import add_command
 
 if TYPE_CHECKING:
-    from helixnet.core.plan.plan import Placement
     from helixnet.daemon.arguments import Commands
     from helixnet.daemon.plan_report import Change, PlanReport
-    from helixnet.planner.cluster import Cluster
+    from helixnet.planner.case import Case
     from helixnet.planner.cluster_file import ClusterFile
     from helixnet.planner.objective import Objective
+    from helixnet.planner.problem import Spans
     from helixnet.planner.solve import Budget
 
 EXAMPLE = "helixnet plan examples/office-and-home.toml --add rtx5090@home --html plan.html"
 OBJECTIVES = ("throughput", "balanced", "latency", "throughput-paper")
+ARTIFACT = "HELIXNET_ARTIFACT"
+"""The variable that may stand for --artifact."""
 SECONDS_MAX = 3600.0
 WORK_UNITS_PER_S = 125_000
 """A unit of the search's work is about 8 microseconds; the clock ends what turns out slower."""
@@ -30,9 +33,10 @@ HELP = """
 
 keys of --json (the last line of the output):
   placement {peer: [start, stop]}, edges [[from, to, tokens/s]] (the clients are "clients"), flow, bound, seconds,
+  flow_per_token (tokens of flow for each answered one: of an artifact, prompt tokens count too),
   prediction {tokens_per_s, ttft_s, tpot_s, bottleneck}, model, layers, objective, rates {peer: where they come from};
   with --add or --remove also change {before, problem_before, unmoved_tokens_per_s, moved_peers, moved_bytes}
-Spans are half-open. docs/planning.md explains the cluster file and the picture."""
+Spans are half-open. docs/planning.md explains the cluster file, the artifact and the picture."""
 
 
 def add_plan_parser(commands: Commands) -> None:
@@ -40,7 +44,14 @@ def add_plan_parser(commands: Commands) -> None:
     parser = add_command(
         commands, "plan", "say what a swarm of given machines would serve, and why not more", EXAMPLE + HELP
     )
-    parser.add_argument("cluster", metavar="CLUSTER", help="cluster file, TOML or JSON")
+    parser.add_argument("cluster", metavar="CLUSTER", nargs="?", help="cluster file, TOML or JSON")
+    parser.add_argument(
+        "--artifact",
+        metavar="DIR",
+        help=f"instead: instances of the Helix paper as data (or {ARTIFACT}, with --instance)",
+    )
+    parser.add_argument("--instance", metavar="NAME", help="which cluster of the artifact, such as single24")
+    parser.add_argument("--model", metavar="NAME", help="which model of the artifact, such as llama70b")
     parser.add_argument("--objective", choices=OBJECTIVES, default="balanced", help="what to aim for (balanced)")
     parser.add_argument(
         "--add",
@@ -61,10 +72,10 @@ def add_plan_parser(commands: Commands) -> None:
 
 
 def run_plan(arguments: argparse.Namespace) -> int:
-    """Plan the file's cluster, and what becomes of it, and print both.
+    """Plan for what is given, and for what becomes of it, and print both.
 
     Raises:
-        UsageError: the file or a flag says something that cannot be.
+        UsageError: a file or a flag says something that cannot be.
         CapacityError: the peers cannot hold the model.
     """
     import msgspec
@@ -75,8 +86,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
 
     if arguments.seconds is not None and not 0 < arguments.seconds <= SECONDS_MAX:  # NaN too
         raise UsageError(f"--seconds is more than 0 and at most {SECONDS_MAX:.0f}, not {arguments.seconds:g}.")
-    file = read_file(Path(arguments.cluster))
-    shown, change = what_if(file, arguments)
+    shown, change = what_if(*cases(arguments), arguments)
     if arguments.html:
         Path(arguments.html).write_text(page(shown, change), encoding="utf-8")
     if arguments.json:
@@ -85,6 +95,52 @@ def run_plan(arguments: argparse.Namespace) -> int:
     else:
         Console(highlight=False).print(render(shown, change))
     return 0
+
+
+def cases(arguments: argparse.Namespace) -> tuple[Case, Case | None]:
+    """What is to be planned for, and what becomes of it if peers are added or removed.
+
+    Raises:
+        UsageError: not exactly one of a cluster file and an artifact is given, or what is given cannot be.
+    """
+    from helixnet.planner.case import of_cluster
+    from helixnet.planner.cluster import build
+    from helixnet.planner.cluster_file import change
+
+    folder = arguments.artifact or (os.environ.get(ARTIFACT) if arguments.instance else None)
+    if arguments.cluster is not None and (folder or arguments.instance or arguments.model):
+        raise UsageError("Give either a cluster file or --artifact DIR with --instance and --model, not both.")
+    if folder:
+        return _artifact_cases(Path(folder), arguments)
+    if arguments.instance or arguments.model:
+        raise UsageError(
+            f"--instance and --model are parts of an artifact: give its folder with --artifact or {ARTIFACT}."
+        )
+    if arguments.cluster is None:
+        raise UsageError("Give a cluster file, or --artifact DIR with --instance and --model.")
+    file = read_file(Path(arguments.cluster))
+    now = of_cluster(build(file))
+    if not arguments.add and not arguments.remove:
+        return now, None
+    return now, of_cluster(build(change(file, arguments.add, arguments.remove)))
+
+
+def _artifact_cases(folder: Path, arguments: argparse.Namespace) -> tuple[Case, Case | None]:
+    from helixnet.planner.artifact import Artifact
+    from helixnet.planner.problem import LINK_SHARE
+
+    artifact = Artifact(folder)
+    for flag, given, names in (
+        ("--instance", arguments.instance, artifact.instances()),
+        ("--model", arguments.model, artifact.models()),
+    ):
+        if not given:
+            raise UsageError(f"Say which {flag} of {folder}: it has {', '.join(names)}.")
+    if arguments.add:
+        raise UsageError("--add works for cluster files only: nothing says how fast others are beside an artifact's.")
+    share = 1.0 if arguments.objective == "throughput-paper" else LINK_SHARE
+    now = artifact.case(arguments.instance, arguments.model, share)
+    return now, now.without(arguments.remove) if arguments.remove else None
 
 
 def read_file(path: Path) -> ClusterFile:
@@ -106,59 +162,50 @@ def read_file(path: Path) -> ClusterFile:
     return parse(text, is_json=path.suffix.lower() == ".json")
 
 
-def what_if(file: ClusterFile, arguments: argparse.Namespace) -> tuple[PlanReport, Change | None]:
-    """The plan that is asked for, and what changed if peers were added or removed."""
+def what_if(now: Case, then: Case | None, arguments: argparse.Namespace) -> tuple[PlanReport, Change | None]:
+    """The plan for what is there and, if peers are added or removed, for what is there then with what changed."""
     from helixnet.daemon.plan_report import changed
-    from helixnet.planner.cluster import build
-    from helixnet.planner.cluster_file import change as change_file
-    from helixnet.planner.solve import evaluate
 
-    cluster = build(file)
-    if not arguments.add and not arguments.remove:
-        return _solve(cluster, arguments)[0], None
-    after = build(change_file(file, arguments.add, arguments.remove))
+    if then is None:
+        return _solve(now, arguments)[0], None
     before, placed, problem = None, None, ""
     try:
-        before, placed = _solve(cluster, arguments)
+        before, placed = _solve(now, arguments)
     except CapacityError as error:
         problem = str(error)
     unmoved = 0.0
     if placed is not None:
-        model = _objective(arguments.objective).model
-        stayed = evaluate(after.snapshot, placed.assignments, model, after.workload)
-        unmoved = stayed.prediction.tokens_per_s
-        after = _holding(after, placed)
-    shown, placement = _solve(after, arguments)
-    return shown, changed(before, problem, shown, after.snapshot.manifest, placement, unmoved)
+        stayed = then.spans_of(now, placed)
+        unmoved = _served(then, stayed, arguments)
+        then = then.holding(stayed)
+    shown, _ = _solve(then, arguments)
+    return shown, changed(before, problem, shown, then.layer_bytes, unmoved)
 
 
-def _holding(cluster: Cluster, placement: Placement) -> Cluster:
-    """The cluster when its peers hold what they were given, so that moving them away counts."""
-    from dataclasses import replace
+def _served(case: Case, spans: Spans, arguments: argparse.Namespace) -> float:
+    """Tokens/s of a placement as it is."""
+    from helixnet.planner.flow import max_flow
+    from helixnet.planner.predict import forecast
 
-    import msgspec
-
-    held = {assignment.peer: assignment.span for assignment in placement.assignments}
-    views = tuple(msgspec.structs.replace(view, held=held.get(view.peer)) for view in cluster.snapshot.peers)
-    return replace(cluster, snapshot=msgspec.structs.replace(cluster.snapshot, peers=views))
+    routing = max_flow(case.problem, spans, _objective(arguments.objective).model, final=True)
+    return forecast(case.problem, spans, routing).tokens_per_s
 
 
-def _solve(cluster: Cluster, arguments: argparse.Namespace) -> tuple[PlanReport, Placement]:
+def _solve(case: Case, arguments: argparse.Namespace) -> tuple[PlanReport, Spans]:
     from helixnet.daemon.plan_report import report
-    from helixnet.planner.solve import solve
+    from helixnet.planner.solve import place
 
     objective = _objective(arguments.objective)
     began = time.perf_counter()
     ends = began + (arguments.seconds or math.inf)
-    placement = solve(
-        cluster.snapshot,
+    spans = place(
+        case.problem,
         arguments.seed,
         _budget(arguments.seconds),
         objective,
         cancelled=lambda: time.perf_counter() >= ends,
-        workload=cluster.workload,
     )
-    return report(cluster, placement, arguments.objective, objective, time.perf_counter() - began), placement
+    return report(case, spans, arguments.objective, objective, time.perf_counter() - began), spans
 
 
 def _objective(name: str) -> Objective:

@@ -6,16 +6,14 @@ from dataclasses import dataclass
 
 import msgspec
 
-from helixnet.core.model import Manifest
-from helixnet.core.plan.adoption import moved_bytes
-from helixnet.core.plan.plan import Placement
-from helixnet.core.types import PeerId, Span
-from helixnet.planner.cluster import CATALOGUE, Cluster
+from helixnet.core.types import Span
+from helixnet.planner.case import Case
+from helixnet.planner.cluster import CATALOGUE
 from helixnet.planner.cluster_file import CLIENTS
 from helixnet.planner.flow import OUTSIDE, CapacityModel, Edge, Routing, max_flow
 from helixnet.planner.objective import Objective
-from helixnet.planner.predict import forecast
-from helixnet.planner.problem import Problem, Spans, from_snapshot
+from helixnet.planner.predict import forecast, predict
+from helixnet.planner.problem import Problem, Spans
 
 
 class PeerLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,7 +23,7 @@ class PeerLine(msgspec.Struct, frozen=True, kw_only=True):
     region: str
     device: str
     rates: str
-    """Where its rates come from: catalogue, given or measured."""
+    """Where its rates come from: catalogue, given, measured or published."""
     memory_bytes: int
     span: Span | None
     tokens_per_s: float
@@ -56,6 +54,8 @@ class PlanReport(msgspec.Struct, frozen=True, kw_only=True):
     layers: int
     objective: str
     flow: float
+    flow_per_token: float
+    """Tokens of flow for each answered one: more than 1 where prompt tokens count too."""
     bound: float
     tokens_per_s: float
     ttft_s: float
@@ -87,6 +87,7 @@ class PlanReport(msgspec.Struct, frozen=True, kw_only=True):
             "placement": {peer.name: [peer.span.start, peer.span.stop] for peer in self.by_name() if peer.span},
             "edges": [[edge.source, edge.target, edge.tokens_per_s] for edge in self.edges],
             "flow": self.flow,
+            "flow_per_token": self.flow_per_token,
             "bound": self.bound,
             "prediction": {
                 "tokens_per_s": self.tokens_per_s,
@@ -138,73 +139,68 @@ class _Solved:
     limits: frozenset[Edge]
 
 
-def report(
-    cluster: Cluster, placement: Placement, objective_name: str, objective: Objective, seconds: float
-) -> PlanReport:
-    """The report of a placement in its cluster."""
-    solved = _solved(cluster, placement, objective.model)
-    told = placement.prediction
-    manifest, work = cluster.snapshot.manifest, cluster.workload
+def report(case: Case, spans: Spans, objective_name: str, objective: Objective, seconds: float) -> PlanReport:
+    """The report of a placement in its case; `seconds` is what finding it took."""
+    problem, work = case.problem, case.workload
+    routing = max_flow(problem, spans, objective.model, final=True)
+    told = predict(problem, spans, routing)
+    solved = _Solved(problem, spans, routing, _limits(problem, spans, routing))
     return PlanReport(
-        model=manifest.name,
-        layers=manifest.layers,
+        model=problem.model,
+        layers=problem.layers,
         objective=objective_name,
-        flow=solved.routing.tokens_per_s,
+        flow=routing.tokens_per_s,
+        flow_per_token=problem.flow_per_token,
         bound=told.bound_tokens_per_s,
         tokens_per_s=told.tokens_per_s,
         ttft_s=told.ttft_s,
         tpot_s=told.tpot_s,
         bottleneck=told.bottleneck,
         seconds=seconds,
-        peers=_peer_lines(cluster, solved, objective.model),
+        peers=_peer_lines(case, solved, objective.model),
         edges=_edge_lines(solved),
         prompt_tokens=work.prompt_tokens,
         output_tokens=work.output_tokens,
     )
 
 
-def changed(
-    before: PlanReport | None, problem: str, after: PlanReport, manifest: Manifest, placement: Placement, unmoved: float
-) -> Change:
-    """What the change from one plan to the next costs; `placement` is that of `after`."""
-    held = {PeerId(peer.name): peer.span for peer in before.peers if peer.span} if before is not None else {}
-    moved = sum(PeerId(peer.name) in held and held[PeerId(peer.name)] != peer.span for peer in after.peers)
+def changed(before: PlanReport | None, problem: str, after: PlanReport, layer_bytes: int, unmoved: float) -> Change:
+    """What the change from one plan to the next costs."""
+    held = {peer.name: peer.span for peer in before.peers if peer.span} if before is not None else {}
+    moved = sum(peer.name in held and held[peer.name] != peer.span for peer in after.peers)
+    loaded = 0
+    for peer in after.peers:
+        have = held[peer.name].layers() if peer.name in held else range(0)
+        loaded += sum(layer not in have for layer in peer.span.layers()) if peer.span else 0
     return Change(
         before=before,
         problem=problem,
         unmoved_tokens_per_s=unmoved,
         moved_peers=moved,
-        moved_bytes=moved_bytes({peer: (span,) for peer, span in held.items()}, placement, manifest),
+        moved_bytes=loaded * layer_bytes,
     )
 
 
-def _solved(cluster: Cluster, placement: Placement, model: CapacityModel) -> _Solved:
-    problem = from_snapshot(cluster.snapshot, cluster.workload)
-    held = {assignment.peer: assignment.span for assignment in placement.assignments}
-    spans = tuple(held.get(peer.peer) for peer in problem.peers)
-    routing = max_flow(problem, spans, model, final=True)
+def _limits(problem: Problem, spans: Spans, routing: Routing) -> frozenset[Edge]:
     outlook = forecast(problem, spans, routing)
     if outlook.kv_limited:
-        limits = frozenset({(outlook.tightest, outlook.tightest)})
-    else:
-        limits = frozenset(edge for edge, _ in routing.limits)
-    return _Solved(problem, spans, routing, limits)
+        return frozenset({(outlook.tightest, outlook.tightest)})
+    return frozenset(edge for edge, _ in routing.limits)
 
 
-def _peer_lines(cluster: Cluster, solved: _Solved, model: CapacityModel) -> tuple[PeerLine, ...]:
+def _peer_lines(case: Case, solved: _Solved, model: CapacityModel) -> tuple[PeerLine, ...]:
     lines = []
-    views = {view.peer: view.capability for view in cluster.snapshot.peers}
-    for index, peer in enumerate(solved.problem.peers):
+    for index, (peer, machine) in enumerate(zip(solved.problem.peers, case.machines, strict=True)):
         span = solved.spans[index]
         through = sum(rate for (_, target), rate in solved.routing.edges.items() if target == index)
         load = through * len(span) if span and model is CapacityModel.PAPER else solved.routing.loads[index]
         lines.append(
             PeerLine(
                 name=peer.peer,
-                region=cluster.regions[peer.peer],
-                device=views[peer.peer].device,
-                rates=cluster.rates[peer.peer],
-                memory_bytes=views[peer.peer].memory_bytes,
+                region=machine.region,
+                device=machine.device,
+                rates=machine.rates,
+                memory_bytes=machine.memory_bytes,
                 span=span,
                 tokens_per_s=through,
                 busy=min(1.0, load / peer.capacity[len(span)]) if span else 0.0,

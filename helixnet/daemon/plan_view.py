@@ -36,10 +36,12 @@ def render(report: PlanReport, change: Change | None) -> Group:
 
 def headline(report: PlanReport) -> list[str]:
     """What the plan serves and what stops it from serving more."""
+    counted = "" if report.flow_per_token == 1 else ", prompt tokens included"
+    bound = f"{percent(report.share_of_bound)} of the proven bound of {amount(report.bound)}"
     return [
         f"predicted {rate(report.tokens_per_s)} when busy · first token {seconds(report.ttft_s)} after a prompt of "
         f"{report.prompt_tokens} tokens, then one every {seconds(report.tpot_s)}",
-        f"flow {rate(report.flow)}, {percent(report.share_of_bound)} of the proven bound of {amount(report.bound)}",
+        f"flow {rate(report.flow)}{counted}, {bound}",
         f"bottleneck: {report.bottleneck}",
         f"planned in {seconds(report.seconds)}",
     ]

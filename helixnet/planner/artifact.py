@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
 from helixnet.core.errors import UsageError
 from helixnet.core.swarm.capability import RatePoint
-from helixnet.core.types import PeerId, Span
+from helixnet.core.types import PeerId
 from helixnet.planner.artifact_file import (
     CLUSTERS,
     LINKS,
@@ -28,7 +27,6 @@ from helixnet.planner.artifact_file import (
     MixData,
     ModelData,
     NotNegative,
-    PlacementData,
     PlacementsFile,
     ProfilesFile,
     Raws,
@@ -37,15 +35,16 @@ from helixnet.planner.artifact_file import (
     decode,
     read,
 )
-from helixnet.planner.problem import Matrix, PlanPeer, Problem, SpanOrNone, Spans, seconds_at
+from helixnet.planner.artifact_stored import stored_spans
+from helixnet.planner.case import Case, Machine
+from helixnet.planner.problem import Matrix, PlanPeer, Problem, Spans, Workload, seconds_at
 
 BATCH_MAX = 512
 """Decode steps in the largest batch that rates are given for."""
 SESSIONS_MAX = 1 << 20
 """The authors' machines admit whatever their KV memory holds."""
-FIRST_MACHINE = 2
-"""The number that stored placements give the first machine: 0 and 1 are the coordinator's."""
-NODE = "compute_node_"
+PUBLISHED = "paper"
+"""Where the rates come from."""
 SOURCE, SINK = "source", "sink"
 
 
@@ -73,6 +72,16 @@ class Artifact:
         """An instance with a model; `link_share` of each bandwidth is planned."""
         return _Reading(self, instance, model).problem(link_share)
 
+    def case(self, instance: str, model: str, link_share: float = 1.0) -> Case:
+        """The same with what people want to see beside it."""
+        reading = _Reading(self, instance, model)
+        return Case(
+            problem=reading.problem(link_share),
+            workload=Workload(prompt_tokens=self.constants.AVG_INPUT_LEN, output_tokens=self.constants.AVG_OUTPUT_LEN),
+            machines=reading.machines(),
+            layer_bytes=int(reading.shape.layer_bytes_used_by_simulator),
+        )
+
     def stored(self, instance: str, model: str) -> dict[str, Spans]:
         """The placements of this instance and model that the authors stored, by method, in the file's order.
 
@@ -81,14 +90,13 @@ class Artifact:
         one that names more machines of a type than there are is left out.
         """
         nodes, layers = self.cluster(instance).node_types, self.model(model).num_layers
-        file = read(self.folder / PLACEMENTS, PlacementsFile)
+        path = self.folder / PLACEMENTS
+        rows = [row for row in read(path, PlacementsFile).placements if (row.cluster, row.model) == (instance, model)]
         found: dict[str, Spans] = {}
-        for row in file.placements:
-            if (row.cluster, row.model) == (instance, model) and row.method not in found:
-                where = f"{self.folder / PLACEMENTS}: {row.method} of {instance} with {model}"
-                spans = _stored_spans(row, nodes, layers, where)
-                if spans is not None:
-                    found[row.method] = spans
+        for row in rows:
+            spans = stored_spans(row, nodes, layers, f"{path}: {row.method} of {instance} with {model}")
+            if spans is not None:
+                found.setdefault(row.method, spans)
         return found
 
     def cluster(self, instance: str) -> ClusterData:
@@ -150,12 +158,23 @@ class _Reading:
             sessions_max=SESSIONS_MAX,
         )
 
+    def machines(self) -> tuple[Machine, ...]:
+        kinds = self.cluster.node_types
+        memory = {kind: int(self._type(kind).vram_bytes) for kind in set(kinds)}
+        regions = self.cluster.regions or (0,) * len(kinds)
+        return tuple(
+            Machine(str(region), kind, memory[kind], PUBLISHED) for region, kind in zip(regions, kinds, strict=True)
+        )
+
+    def _type(self, kind: str) -> TypeData:
+        if kind not in self.shape.types:
+            raise UsageError(f"{self.profiles_file}: {self.model} has no machines of type {kind!r}.")
+        return decode(self.shape.types[kind], TypeData, f"{self.profiles_file}: {self.model}, {kind}")
+
     def _peer(self, kind: str) -> PlanPeer:
         """A machine of one type, without a name yet."""
         where = f"{self.profiles_file}: {self.model}, {kind}"
-        if kind not in self.shape.types:
-            raise UsageError(f"{self.profiles_file}: {self.model} has no machines of type {kind!r}.")
-        machine = decode(self.shape.types[kind], TypeData, where)
+        machine = self._type(kind)
         layers, work = self.shape.num_layers, self.constants
         rates = _known({k: rate for k, rate in self._rates(kind).items() if rate})
         blocks = _known(
@@ -303,32 +322,6 @@ def _number(text: str, count: int, where: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) < count):
         raise UsageError(f"{where}: {text!r} is no machine from 0 to {count - 1}.")
     return int(text)
-
-
-def _stored_spans(row: PlacementData, nodes: tuple[str, ...], layers: int, where: str) -> Spans | None:
-    """The spans of one stored placement, in the order of the cluster's machines; None if there are not so many."""
-    placed: list[tuple[int, str, Span]] = []
-    for name, interval in row.intervals.items():
-        try:
-            kind, start, stop = msgspec.convert(interval[:3], tuple[str, int, int])
-            span = Span(start, stop)
-        except (msgspec.ValidationError, ValueError) as error:
-            raise UsageError(f"{where}: the interval of {name} is bad: {error}.") from None
-        number = name.removeprefix(NODE)
-        if not (name.startswith(NODE) and number.isascii() and number.isdigit() and len(number) <= 9):
-            raise UsageError(f"{where}: {name!r} is not {NODE} and a number.")
-        if span.stop > layers:
-            raise UsageError(f"{where}: {name} holds {span}, but the model has {layers} layers.")
-        placed.append((int(number) - FIRST_MACHINE, kind, span))
-    placed.sort(key=lambda each: each[0])
-    own_numbers = not all(0 <= n < len(nodes) and nodes[n] == kind for n, kind, _ in placed)
-    left = {each: [n for n, other in enumerate(nodes) if other == each] for each in nodes}
-    spans: list[SpanOrNone] = [None] * len(nodes)
-    for index, kind, span in placed:
-        if own_numbers and not left.get(kind):
-            return None
-        spans[left[kind].pop(0) if own_numbers else index] = span
-    return tuple(spans)
 
 
 def _frozen(matrix: Matrix) -> Matrix:
