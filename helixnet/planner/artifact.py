@@ -26,7 +26,6 @@ from helixnet.planner.artifact_file import (
     Curve,
     MixData,
     ModelData,
-    NotNegative,
     PlacementsFile,
     ProfilesFile,
     Raws,
@@ -35,6 +34,7 @@ from helixnet.planner.artifact_file import (
     decode,
     read,
 )
+from helixnet.planner.artifact_links import SINK, SOURCE, ClusterLinks, read_links
 from helixnet.planner.artifact_stored import stored_spans
 from helixnet.planner.case import Case, Machine
 from helixnet.planner.problem import Matrix, PlanPeer, Problem, Spans, Workload, seconds_at
@@ -45,7 +45,6 @@ SESSIONS_MAX = 1 << 20
 """The authors' machines admit whatever their KV memory holds."""
 PUBLISHED = "paper"
 """Where the rates come from."""
-SOURCE, SINK = "source", "sink"
 
 
 class Artifact:
@@ -137,10 +136,12 @@ class _Reading:
         work, shape = self.constants, self.shape
         by_type = {kind: self._peer(kind) for kind in sorted(set(self.cluster.node_types))}
         peers = [replace(by_type[kind], peer=PeerId(str(n))) for n, kind in enumerate(self.cluster.node_types)]
-        bandwidth, latency_s, closed = self._links(peers)
-        token_s = np.divide(
-            shape.activation_bytes_per_token, bandwidth, out=np.zeros_like(bandwidth), where=bandwidth > 0
+        links = read_links(self.cluster, f"{self.clusters_file}: {self.instance}, {LINKS}")
+        closed = self._closed_ends(links, peers)
+        token_s = shape.activation_bytes_per_token * np.divide(
+            1.0, links.bandwidth, out=np.zeros_like(links.bandwidth), where=links.bandwidth > 0
         )
+        passed = shape.activation_bytes_per_token + shape.token_size_bytes
         return Problem(
             model=self.model,
             layers=shape.num_layers,
@@ -149,11 +150,9 @@ class _Reading:
             last_bytes=0,
             session_tokens=work.AVG_INPUT_LEN + work.AVG_OUTPUT_LEN,
             peers=tuple(_closed(peer, first, last) for peer, (first, last) in zip(peers, closed, strict=True)),
-            link_tokens_per_s=_link_rate(
-                bandwidth, link_share, shape.activation_bytes_per_token + shape.token_size_bytes
-            ),
-            link_s=_frozen(latency_s + token_s),
-            prompt_link_s=_frozen(latency_s + work.AVG_INPUT_LEN * token_s),
+            link_tokens_per_s=_frozen(links.bandwidth * (link_share / passed)),
+            link_s=_frozen(links.latency_s + token_s),
+            prompt_link_s=_frozen(links.latency_s + work.AVG_INPUT_LEN * token_s),
             flow_per_token=(work.AVG_INPUT_LEN + work.AVG_OUTPUT_LEN) / work.AVG_OUTPUT_LEN,
             sessions_max=SESSIONS_MAX,
         )
@@ -215,54 +214,25 @@ class _Reading:
 
         def distance(pair: tuple[str, MixData]) -> tuple[bool, int, int]:
             mix = pair[1].mix
-            others = sum(abs(counts[each] - mix.get(each, 0)) for each in counts | mix)
+            others = sum(abs(counts[each] - mix.get(each, 0)) for each in counts.keys() | mix.keys())
             return mix != counts, -len(counts.keys() & mix.keys()), others
 
         name, mix = min(fitting, key=distance)
         return decode(mix.per_type[kind], TypeRates, f"{where}, {name!r}, {kind}").T_k_tokens_per_s
 
-    def _links(self, peers: list[PlanPeer]) -> tuple[Matrix, Matrix, list[tuple[bool, bool]]]:
-        """Bytes/s and one-way seconds, [tail, head], and which machines cannot be entry, exit of the model.
+    def _closed_ends(self, links: ClusterLinks, peers: list[PlanPeer]) -> list[tuple[bool, bool]]:
+        """Which machines cannot be an entry, an exit: those whose link there is absent or could limit them.
 
-        A pair stands for both directions unless the other is given too; one that is absent carries nothing and is
-        as slow as the slowest. Links of the coordinator carry only token ids: one that could limit is left out.
+        Only token ids pass there, so that hardly ever happens; the planner takes the clients' links for unlimited.
         """
-        count = len(peers)
-        where = f"{self.clusters_file}: {self.instance}, {LINKS}"
-        bandwidth, latency_s = np.zeros((count, count)), np.zeros((count, count))
-        ends: dict[tuple[str, int], float] = {}
-        given: dict[tuple[int, int], tuple[float, float]] = {}
-        for name, raw in self.cluster.links.items():
-            rate, delay_ms = decode(raw, tuple[NotNegative, NotNegative], f"{where}, {name!r}")
-            tail, _, head = name.partition("-")
-            if tail == SOURCE:
-                ends[SOURCE, _number(head, count, f"{where}, {name!r}")] = rate
-            elif head == SINK:
-                ends[SINK, _number(tail, count, f"{where}, {name!r}")] = rate
-            else:
-                pair = _number(tail, count, f"{where}, {name!r}"), _number(head, count, f"{where}, {name!r}")
-                given[pair] = rate, delay_ms / 1000
-        for (i, j), (rate, delay_s) in given.items():
-            for pair in ((i, j), (j, i)) if (j, i) not in given else ((i, j),):
-                bandwidth[pair], latency_s[pair] = rate, delay_s
-        slowest = float(latency_s.max())
-        latency_s[bandwidth == 0] = slowest
-        np.fill_diagonal(bandwidth, np.inf)
-        np.fill_diagonal(latency_s, 0.0)
-        return bandwidth, latency_s, self._closed_ends(peers, ends, where)
-
-    def _closed_ends(
-        self, peers: list[PlanPeer], ends: dict[tuple[str, int], float], where: str
-    ) -> list[tuple[bool, bool]]:
-        closed: dict[str, list[bool]] = {}
-        for end in (SOURCE, SINK):
-            known = any(name == end for name, _ in ends)
+        closed = []
+        for end, carried in ((SOURCE, links.entry), (SINK, links.exit)):
             need = [max(rate / k for k, rate in enumerate(peer.capacity) if k) for peer in peers]
-            carried = [ends.get((end, n), 0.0) / self.shape.token_size_bytes for n in range(len(peers))]
-            closed[end] = [known and has < wants for has, wants in zip(carried, need, strict=True)]
-            if all(closed[end]):
+            closed.append([rate / self.shape.token_size_bytes < most for rate, most in zip(carried, need, strict=True)])
+            if all(closed[-1]):
+                where = f"{self.clusters_file}: {self.instance}, {LINKS}"
                 raise UsageError(f"{where}: no link of the {end} is fast enough for the machine at it.")
-        return list(zip(closed[SOURCE], closed[SINK], strict=True))
+        return list(zip(*closed, strict=True))
 
 
 def _known(values: Mapping[int, float]) -> list[float]:
@@ -311,17 +281,6 @@ def _closed(peer: PlanPeer, first: bool, last: bool) -> PlanPeer:
         peer,
         layers_max=(inner, 0 if first else at_first, 0 if last else at_last, 0 if first or last else both),
     )
-
-
-def _link_rate(bandwidth: Matrix, link_share: float, token_bytes: float) -> Matrix:
-    return _frozen(bandwidth * link_share / token_bytes)
-
-
-def _number(text: str, count: int, where: str) -> int:
-    """A machine's number."""
-    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) < count):
-        raise UsageError(f"{where}: {text!r} is no machine from 0 to {count - 1}.")
-    return int(text)
 
 
 def _frozen(matrix: Matrix) -> Matrix:
