@@ -1,4 +1,4 @@
-"""`helixnet plan`, run in this process on the example file."""
+"""`helixnet plan`, run in this process on the example file and on a made-up artifact."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from helixnet.daemon.cli import main
+from tests.planner.small_artifact import small_artifact, write
 
 EXAMPLE = str(Path(__file__).parents[2] / "examples" / "office-and-home.toml")
 QUICK = """
@@ -36,6 +37,12 @@ def quick(tmp_path: Path) -> str:
     path = tmp_path / "quick.toml"
     path.write_text(QUICK.format(memory=3))
     return str(path)
+
+
+@pytest.fixture
+def artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.delenv("HELIXNET_ARTIFACT", raising=False)
+    return str(write(tmp_path, small_artifact()))
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
@@ -129,3 +136,75 @@ def test_names_from_the_file_cannot_write_markup(
     main(["plan", quick, "--html", str(picture)])
     assert "<tiny>" in capsys.readouterr().out
     assert "<tiny>" not in picture.read_text(encoding="utf-8")
+
+
+THREE = ("--instance", "three", "--model", "tiny")
+
+
+def test_an_artifacts_plan_has_the_same_keys(artifact: str, quick: str, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = said(capsys, "--artifact", artifact, *THREE)
+    assert answer.keys() == said(capsys, quick).keys()
+    covered = {layer for start, stop in answer["placement"].values() for layer in range(start, stop)}
+    assert covered == set(range(6))
+    assert set(answer["placement"]) <= {"0", "1", "2"}
+    assert {edge[0] for edge in answer["edges"]} & {edge[1] for edge in answer["edges"]} >= {"clients"}
+    assert 0 < answer["flow"] <= answer["bound"] * 1.000001
+    assert answer["flow_per_token"] == 4.0
+    assert answer["prediction"]["tokens_per_s"] <= answer["flow"] / 4 * 1.000001
+    assert set(answer["rates"].values()) == {"paper"}
+
+
+def test_links_count_in_full_for_the_papers_objective_alone(artifact: str, capsys: pytest.CaptureFixture[str]) -> None:
+    # Machine 0 is the only entry and 1 the only way on: everything passes 1 -> 2 at 50 tokens/s, or ends in 1.
+    links = json.loads((Path(artifact) / "clusters.json").read_text())
+    links["three"]["links_bandwidth_Bps_latency_ms"]["0-1"] = [1020, 2.0]  # 10 tokens/s
+    (Path(artifact) / "clusters.json").write_text(json.dumps(links))
+    paper = said(capsys, "--artifact", artifact, *THREE, "--objective", "throughput-paper")
+    assert paper["flow"] == pytest.approx(10.0)
+    assert said(capsys, "--artifact", artifact, *THREE)["flow"] == pytest.approx(5.0)
+
+
+def test_an_artifact_is_shown_and_drawn(artifact: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "plan.html"
+    assert main(["plan", "--artifact", artifact, *THREE, "--html", str(picture)]) == 0
+    shown = capsys.readouterr().out
+    assert "prompt tokens included" in shown
+    assert "catalogue:" not in shown
+    assert "BIG" in picture.read_text(encoding="utf-8")
+
+
+def test_a_machine_of_an_artifact_can_be_removed(artifact: str, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = said(capsys, "--artifact", artifact, *THREE, "--remove", "2")
+    assert answer["placement"] == {"0": [0, 4], "1": [4, 6]}
+    assert "2" in answer["change"]["before"]["placement"]
+    assert answer["change"]["moved_bytes"] % 1_000_000 == 0
+
+
+def test_the_variable_stands_for_the_artifact_where_an_instance_is_named(
+    artifact: str, quick: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HELIXNET_ARTIFACT", artifact)
+    assert said(capsys, *THREE)["model"] == "tiny"
+    assert said(capsys, quick)["model"] == "<tiny>"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        pytest.param((), "Give a cluster file, or --artifact DIR", id="nothing"),
+        pytest.param((EXAMPLE, "--artifact", "ARTIFACT", *THREE), "not both", id="both"),
+        pytest.param((EXAMPLE, *THREE), "not both", id="file-and-instance"),
+        pytest.param(THREE, "HELIXNET_ARTIFACT", id="no-folder"),
+        pytest.param(("--artifact", "/nowhere", *THREE), "/nowhere/clusters.json cannot be read", id="empty-folder"),
+        pytest.param(("--artifact", "ARTIFACT"), "it has three", id="no-instance"),
+        pytest.param(("--artifact", "ARTIFACT", *THREE[:2]), "it has tiny", id="no-model"),
+        pytest.param(("--artifact", "ARTIFACT", *THREE, "--add", "t4"), "cluster files only", id="add"),
+        pytest.param(("--artifact", "ARTIFACT", *THREE, "--remove", "3"), "no peer '3'", id="remove-nobody"),
+        pytest.param(("--artifact", "ARTIFACT", *THREE, "--remove", "0", "1", "2"), "leaves nobody", id="remove-all"),
+    ],
+)
+def test_what_is_wrong_with_an_artifact_gets_a_sentence(
+    arguments: tuple[str, ...], words: str, artifact: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *(artifact if word == "ARTIFACT" else word for word in arguments)]) == 2
+    assert words in capsys.readouterr().err

@@ -49,7 +49,9 @@ def test_importing_it_loads_nothing_heavy(modules: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["generate", "--help"], ["peer", "--help"], ["up", "--help"]], ids=" ".join
+    "arguments",
+    [["--help"], ["generate", "--help"], ["peer", "--help"], ["up", "--help"], ["plan", "--help"]],
+    ids=" ".join,
 )
 def test_asking_the_command_for_help_loads_nothing_heavy(arguments: list[str]) -> None:
     code = f"""
