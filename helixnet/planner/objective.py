@@ -60,6 +60,8 @@ def score(problem: Problem, objective: Objective, spans: Spans) -> float:
     if gaps:
         return UNCOVERED * gaps
     routing = max_flow(problem, spans, objective.model)
+    if routing.tokens_per_s <= 0:
+        return UNCOVERED  # links that carry nothing lie between
     if not objective.predicted:
         return math.log(routing.tokens_per_s) + _extras(problem, objective, spans)
     outlook = forecast(problem, spans, routing)
