@@ -16,10 +16,12 @@ from dataclasses import dataclass
 
 import highspy
 import numpy as np
+from numpy.typing import NDArray
 
 from helixnet.planner.problem import Problem, Spans
 
 Edge = tuple[int, int]
+Indices = NDArray[np.intp]
 OUTSIDE = -1
 """Stands for the clients: the source of flow into entries, the target of flow out of exits."""
 FLOW_MIN = 1e-6
@@ -57,11 +59,21 @@ NOTHING = Routing(0.0, {}, ())
 
 def edges_of(problem: Problem, spans: Spans) -> list[Edge]:
     """Every edge that a request may take, clients' ends included."""
-    held = [(index, span) for index, span in enumerate(spans) if span is not None]
-    edges = [(OUTSIDE, index) for index, span in held if span.start == 0]
-    edges += [(index, OUTSIDE) for index, span in held if span.stop == problem.layers]
-    edges += [(i, j) for i, a in held for j, b in held if b.start <= a.stop < b.stop]
-    return edges
+    tails, heads = edge_arrays(problem, spans)
+    return list(zip(tails.tolist(), heads.tolist(), strict=True))
+
+
+def edge_arrays(problem: Problem, spans: Spans) -> tuple[Indices, Indices]:
+    """The same as sources and targets: first the entries, then the exits, then from peer to peer."""
+    held = np.array([index for index, span in enumerate(spans) if span is not None], dtype=np.intp)
+    start = np.array([span.start for span in spans if span is not None], dtype=np.intp)
+    stop = np.array([span.stop for span in spans if span is not None], dtype=np.intp)
+    tails, heads = np.nonzero((start[None, :] <= stop[:, None]) & (stop[:, None] < stop[None, :]))
+    first, last = held[start == 0], held[stop == problem.layers]
+    return (
+        np.concatenate([np.full_like(first, OUTSIDE), last, held[tails]]),
+        np.concatenate([first, np.full_like(last, OUTSIDE), held[heads]]),
+    )
 
 
 def max_flow(problem: Problem, spans: Spans, model: CapacityModel, *, final: bool = False) -> Routing:
@@ -70,9 +82,9 @@ def max_flow(problem: Problem, spans: Spans, model: CapacityModel, *, final: boo
     `final` also spreads the flow over peers that could share it, and says what limits it; that takes longer.
     """
     if model is CapacityModel.PAPER and final:
-        from helixnet.planner.preflow import paper_flow
+        from helixnet.planner.fastflow import paper_routing
 
-        return paper_flow(problem, spans)
+        return paper_routing(problem, spans, limits=True)
     edges = edges_of(problem, spans)
     if not any(source == OUTSIDE for source, _ in edges) or not any(target == OUTSIDE for _, target in edges):
         return NOTHING
