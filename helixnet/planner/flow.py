@@ -6,7 +6,8 @@ every edge: there are no cycles. Two capacity models:
 
 * exact: a token costs a peer the layers it really runs there. Layers held beyond those cost nothing but memory,
   so overlap is redundancy for free. A linear program, solved with HiGHS.
-* paper (arXiv 2406.01566, section 4): a token costs 1/T(k) however many of the k layers it runs. A plain max flow.
+* paper (arXiv 2406.01566, section 4): a token costs 1/T(k) however many of the k layers it runs. A plain max flow,
+  in fastflow.py.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from helixnet.planner.problem import Problem, Spans
 
 Edge = tuple[int, int]
 Indices = NDArray[np.intp]
+Floats = NDArray[np.float64]
 OUTSIDE = -1
 """Stands for the clients: the source of flow into entries, the target of flow out of exits."""
 FLOW_MIN = 1e-6
@@ -32,6 +34,15 @@ SPREAD_WEIGHT = 1e-3
 """Likewise for peers that run close to their capacity while others could share the work."""
 EASY_SHARE = 0.6
 """A peer's capacity up to here is preferred to the rest of any other's."""
+EDGES_AT_ONCE = 6000
+"""With more edges the exact model's program starts with some of them and takes in those that would improve the flow:
+a tenth of the time with 90 000 edges, where most never carry anything."""
+EDGES_FIRST, EDGES_MORE = 6, 3
+"""How many it starts with and how many it takes in at once, from each peer and to each peer."""
+GAIN_MIN = 1e-4
+"""What a unit of flow over an edge must gain for it to be taken in: hops matter less than this."""
+ROUNDS_MAX = 50
+"""In practice it takes about five."""
 
 
 class CapacityModel(enum.Enum):
@@ -77,129 +88,155 @@ def edge_arrays(problem: Problem, spans: Spans) -> tuple[Indices, Indices]:
 
 
 def max_flow(problem: Problem, spans: Spans, model: CapacityModel, *, final: bool = False) -> Routing:
-    """The largest flow through `spans`, of equally large ones that with the quickest hops.
+    """The largest flow through `spans`.
 
-    `final` also spreads the flow over peers that could share it, and says what limits it; that takes longer.
+    In the exact model, of equally large ones that with the quickest hops. `final` also spreads that flow over peers
+    that could share it, and says in either model what limits it; that takes longer.
     """
-    if model is CapacityModel.PAPER and final:
+    if model is CapacityModel.PAPER:
         from helixnet.planner.fastflow import paper_routing
 
-        return paper_routing(problem, spans, limits=True)
-    edges = edges_of(problem, spans)
-    if not any(source == OUTSIDE for source, _ in edges) or not any(target == OUTSIDE for _, target in edges):
+        return paper_routing(problem, spans, limits=final)
+    program = _Program(problem, spans, final)
+    if not (program.tails == OUTSIDE).any() or not (program.heads == OUTSIDE).any():
         return NOTHING
-    return _Program(problem, spans, edges, model).solve(final)
+    return program.solve()
 
 
 class _Program:
-    """The linear program of one placement, scaled so that flows are about 1.
+    """The linear program of one placement in the exact model, scaled so that flows are about 1.
 
-    Columns: a flow for each edge, then (final only) two for each peer's use beyond EASY_SHARE of its capacity.
-    Rows: conservation at each peer, then capacity of each peer.
+    Columns: a flow for each edge, then (final only) two for each peer's use beyond EASY_SHARE of its capacity; each
+    is in three rows at most, which the arrays [column, 3] hold. Rows: conservation at each peer, then its capacity.
     """
 
-    def __init__(self, problem: Problem, spans: Spans, edges: list[Edge], model: CapacityModel) -> None:
-        self.problem, self.spans, self.edges, self.model = problem, spans, edges, model
+    def __init__(self, problem: Problem, spans: Spans, final: bool) -> None:
+        self.problem, self.spans, self.final = problem, spans, final
         self.unit = max(peer.capacity[1] for peer in problem.peers) / problem.layers
-        token_s = min(peer.decode_s for peer in problem.peers) * problem.layers
-        self.hop_weight = LATENCY_WEIGHT / token_s
-        self.hop_weight_max = 0.1 / len(problem.peers)  # a path of any length must stay worth its flow
-        self.costs: list[float] = []
-        self.upper: list[float] = []
-        self.starts: list[int] = []
-        self.rows: list[int] = []
-        self.values: list[float] = []
-        self.capacity = [self._capacity(index) for index in range(len(spans))]
-
-    def solve(self, final: bool) -> Routing:
-        """Build, solve, read."""
-        for edge in self.edges:
-            self._add_edge(edge)
+        held = zip(problem.peers, spans, strict=True)
+        self.capacity = np.array([0.0 if span is None else peer.capacity[len(span)] for peer, span in held]) / self.unit
+        self.tails, self.heads = edge_arrays(problem, spans)
+        self.inner = (self.tails != OUTSIDE) & (self.heads != OUTSIDE)
+        stops = np.array([0 if span is None else span.stop for span in spans])
+        before = np.where(self.tails == OUTSIDE, 0, stops[self.tails])
+        count, leads = len(spans), self.heads != OUTSIDE
+        self.rows = np.stack([self.tails, self.heads, count + self.heads], axis=1)
+        self.values = np.ones(self.rows.shape)
+        self.values[:, 0], self.values[:, 2] = -1.0, stops[self.heads] - before
+        self.filled = np.stack([self.tails != OUTSIDE, leads, leads], axis=1)
+        self.upper = np.where(self.inner, problem.link_tokens_per_s[self.tails, self.heads] / self.unit, np.inf)
+        self.costs = np.where(self.tails == OUTSIDE, 1.0, np.where(self.inner, -self._hops(), 0.0))
         if final:
             self._add_spread()
-        lp = self._lp(final)
+
+    def solve(self) -> Routing:
+        """Build, solve, read."""
+        columns = self._first_columns()
         solver = _solver()
-        solver.passModel(lp)
-        solver.run()
-        if solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
-            raise RuntimeError(f"HiGHS could not solve a flow: {solver.modelStatusToString(solver.getModelStatus())}")
-        solution = solver.getSolution()
-        flows = np.asarray(solution.col_value[: len(self.edges)]) * self.unit
-        limits = self._limits(np.asarray(solution.row_dual), np.asarray(solution.col_dual)) if final else ()
-        return routing(self.problem, self.spans, dict(zip(self.edges, flows.tolist(), strict=True)), limits)
+        solver.passModel(self._lp(columns))
+        for _ in range(ROUNDS_MAX):
+            solver.run()
+            status = solver.getModelStatus()
+            if status != highspy.HighsModelStatus.kOptimal:
+                raise RuntimeError(f"HiGHS could not solve a flow: {solver.modelStatusToString(status)}")
+            solution = solver.getSolution()
+            duals = np.asarray(solution.row_dual)
+            missing = self._missing(columns, duals)
+            if not len(missing):
+                break
+            starts, rows, values = self._entries(missing)
+            lower, upper = np.zeros(len(missing)), self.upper[missing]
+            solver.addCols(len(missing), self.costs[missing], lower, upper, len(rows), starts[:-1], rows, values)
+            columns = np.concatenate([columns, missing])
+        edges = len(self.tails)
+        flows = np.zeros(len(self.costs))
+        flows[columns] = solution.col_value
+        used = np.flatnonzero(flows[:edges] > 0)
+        named = zip(self.tails[used].tolist(), self.heads[used].tolist(), strict=True)
+        by_edge = dict(zip(named, (flows[used] * self.unit).tolist(), strict=True))
+        limits = self._limits(columns, duals, np.asarray(solution.col_dual)) if self.final else ()
+        return routing(self.problem, self.spans, by_edge, limits)
 
-    def _capacity(self, index: int) -> float:
-        span = self.spans[index]
-        if span is None:
-            return 0.0
-        return self.problem.peers[index].capacity[len(span)] / self.unit
-
-    def _add_edge(self, edge: Edge) -> None:
-        source, target = edge
-        count = len(self.spans)
-        self.starts.append(len(self.rows))
-        if source == OUTSIDE:
-            self.costs.append(1.0)
-            self.upper.append(highspy.kHighsInf)
-        elif target == OUTSIDE:
-            self.costs.append(0.0)
-            self.upper.append(highspy.kHighsInf)
-        else:
-            hop_s = float(self.problem.link_s[edge])
-            self.costs.append(-min(self.hop_weight * hop_s, self.hop_weight_max))
-            self.upper.append(float(self.problem.link_tokens_per_s[edge]) / self.unit)
-        if source != OUTSIDE:
-            self._put(source, -1.0)
-        if target != OUTSIDE:
-            self._put(target, 1.0)
-            self._put(count + target, self._layers_charged(edge))
-
-    def _layers_charged(self, edge: Edge) -> float:
-        span = self.spans[edge[1]]
-        assert span is not None, "edges lead to peers with spans"
-        if self.model is CapacityModel.PAPER:
-            return float(len(span))
-        return float(layers_run(self.spans, edge))
+    def _hops(self) -> Floats:
+        """What each edge's latency costs."""
+        token_s = min(peer.decode_s for peer in self.problem.peers) * self.problem.layers
+        most = 0.1 / len(self.spans)  # a path of any length must stay worth its flow
+        return np.minimum(LATENCY_WEIGHT / token_s * self.problem.link_s[self.tails, self.heads], most)
 
     def _add_spread(self) -> None:
         count = len(self.spans)
-        for step in (1.0, 2.0):
-            for index, capacity in enumerate(self.capacity):
-                room = capacity * (1 - EASY_SHARE) / 2
-                self.starts.append(len(self.rows))
-                # Penalties of all peers together stay below SPREAD_WEIGHT of a flow of about 1.
-                self.costs.append(-SPREAD_WEIGHT * step / (2 * count * max(capacity, 1e-9)))
-                self.upper.append(room)
-                self._put(count + index, -1.0)
+        room = self.capacity * (1 - EASY_SHARE) / 2
+        # Penalties of all peers together stay below SPREAD_WEIGHT of a flow of about 1.
+        penalty = SPREAD_WEIGHT / (2 * count * np.maximum(self.capacity, 1e-9))
+        self.costs = np.concatenate([self.costs, -penalty, -2 * penalty])
+        self.upper = np.concatenate([self.upper, room, room])
+        rows, values = np.zeros((2 * count, 3), dtype=np.intp), np.zeros((2 * count, 3))
+        rows[:, 0], values[:, 0] = count + np.tile(np.arange(count), 2), -1.0
+        self.rows, self.values = np.concatenate([self.rows, rows]), np.concatenate([self.values, values])
+        self.filled = np.concatenate([self.filled, values != 0])
 
-    def _put(self, row: int, value: float) -> None:
-        self.rows.append(row)
-        self.values.append(value)
+    def _first_columns(self) -> Indices:
+        """All, if they are few; else all but most edges between peers: the best to and from each peer stay."""
+        every, edges = np.arange(len(self.costs)), len(self.tails)
+        if edges <= EDGES_AT_ONCE:
+            return every
+        between = every[:edges][self.inner]
+        heads = self.heads[between]
+        worth = np.minimum(self.upper[between], self.capacity[heads] / self.values[between, 2])
+        kept = np.ones(len(self.costs), dtype=bool)
+        kept[between] = False
+        kept[self._best(between, worth, EDGES_FIRST)] = True
+        return every[kept]
 
-    def _lp(self, final: bool) -> highspy.HighsLp:
-        count, share = len(self.spans), EASY_SHARE if final else 1.0
+    def _missing(self, columns: Indices, duals: Floats) -> Indices:
+        """Edges left out that would improve the flow at these prices; only so many at each peer."""
+        edges = len(self.tails)
+        if len(columns) == len(self.costs):
+            return columns[:0]
+        prices = np.where(self.filled[:edges], self.values[:edges] * duals[self.rows[:edges]], 0.0)
+        gains = self.costs[:edges] - prices.sum(axis=1)
+        gains[columns[columns < edges]] = 0.0
+        better = np.flatnonzero(gains > GAIN_MIN)
+        return self._best(better, gains[better] * np.minimum(self.upper[better], 1.0), EDGES_MORE)
+
+    def _best(self, edges: Indices, worth: Floats, most: int) -> Indices:
+        """Of these edges, the `most` worthiest from each peer and those to each peer, sorted."""
+        best = []
+        for ends in (self.tails[edges], self.heads[edges]):
+            order = np.lexsort((-worth, ends))
+            ranked = ends[order]
+            best.append(edges[order[np.arange(len(ranked)) - np.searchsorted(ranked, ranked) < most]])
+        return np.union1d(*best)
+
+    def _entries(self, columns: Indices) -> tuple[NDArray[np.int32], NDArray[np.int32], Floats]:
+        """Where each column's entries start, their rows and values."""
+        filled = self.filled[columns]
+        starts = np.concatenate([[0], np.cumsum(filled.sum(axis=1))])
+        rows, values = self.rows[columns][filled], self.values[columns][filled]
+        return starts.astype(np.int32), rows.astype(np.int32), values
+
+    def _lp(self, columns: Indices) -> highspy.HighsLp:
+        count, share = len(self.spans), EASY_SHARE if self.final else 1.0
         lp = highspy.HighsLp()
-        lp.num_col_, lp.num_row_ = len(self.costs), 2 * count
-        lp.col_cost_, lp.col_upper_ = np.array(self.costs), np.array(self.upper)
-        lp.col_lower_ = np.zeros(len(self.costs))
-        lp.row_lower_ = np.array([0.0] * count + [-highspy.kHighsInf] * count)
-        lp.row_upper_ = np.array([0.0] * count + [capacity * share for capacity in self.capacity])
+        lp.num_col_, lp.num_row_ = len(columns), 2 * count
+        lp.col_cost_, lp.col_upper_ = self.costs[columns], self.upper[columns]
+        lp.col_lower_ = np.zeros(len(columns))
+        lp.row_lower_ = np.concatenate([np.zeros(count), np.full(count, -highspy.kHighsInf)])
+        lp.row_upper_ = np.concatenate([np.zeros(count), self.capacity * share])
         lp.a_matrix_.format_ = highspy.MatrixFormat.kColwise
-        lp.a_matrix_.start_ = np.array([*self.starts, len(self.rows)], dtype=np.int32)
-        lp.a_matrix_.index_ = np.array(self.rows, dtype=np.int32)
-        lp.a_matrix_.value_ = np.array(self.values)
+        lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = self._entries(columns)
         lp.sense_ = highspy.ObjSense.kMaximize
         return lp
 
-    def _limits(self, row_dual: np.ndarray, col_dual: np.ndarray) -> tuple[tuple[Edge, float], ...]:
+    def _limits(self, columns: Indices, row_dual: Floats, col_dual: Floats) -> tuple[tuple[Edge, float], ...]:
         """By how much the flow depends on each capacity: shadow price times capacity."""
-        count = len(self.spans)
-        shares: list[tuple[Edge, float]] = []
-        for index, capacity in enumerate(self.capacity):
-            shares.append(((index, index), abs(float(row_dual[count + index])) * capacity))
-        for column, edge in enumerate(self.edges):
-            if OUTSIDE not in edge and self.upper[column] < highspy.kHighsInf:
-                shares.append((edge, max(0.0, float(col_dual[column])) * self.upper[column]))
+        edges, count = len(self.tails), len(self.spans)
+        shares = [((i, i), share) for i, share in enumerate((np.abs(row_dual[count:]) * self.capacity).tolist())]
+        finite = np.flatnonzero((columns < edges) & np.isfinite(self.upper[columns]))
+        linked = columns[finite]
+        links = np.maximum(0.0, col_dual[finite]) * self.upper[linked]
+        named = zip(self.tails[linked].tolist(), self.heads[linked].tolist(), strict=True)
+        shares += zip(named, links.tolist(), strict=True)
         total = sum(share for _, share in shares)
         ranked = sorted(shares, key=lambda pair: (-pair[1], pair[0]))
         return tuple((edge, share / total) for edge, share in ranked if total > 0 and share > 0.01 * total)
