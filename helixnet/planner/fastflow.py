@@ -29,7 +29,7 @@ PASSES_MAX = 4
 def paper_max_flow(problem: Problem, spans: Spans) -> float:
     """Tokens/s through `spans` when a peer that holds k layers passes T(k), however many layers they run there."""
     solved = _solve(problem, spans)
-    return solved.tokens_per_s if solved is not None else 0.0
+    return solved.steps * solved.unit if solved is not None else 0.0
 
 
 def paper_routing(problem: Problem, spans: Spans, *, limits: bool) -> Routing:
@@ -37,18 +37,21 @@ def paper_routing(problem: Problem, spans: Spans, *, limits: bool) -> Routing:
     solved = _solve(problem, spans)
     if solved is None:
         return NOTHING
-    flows = np.asarray(solved.flow[solved.rows, solved.columns]).ravel() * solved.unit
-    used = np.flatnonzero((flows > 0) & ~solved.inside)
-    edges = zip(solved.tails[used].tolist(), solved.heads[used].tolist(), strict=True)
-    by_edge = dict(zip(edges, flows[used].tolist(), strict=True))
-    return routing(problem, spans, by_edge, _cut(solved) if limits else ())
+    flow, count = solved.flow.tocoo(), len(spans)
+    used = np.flatnonzero((flow.data > 0) & (flow.row >= count))  # edges between nodes of one peer begin before
+    tails = np.where(flow.row[used] == 2 * count, OUTSIDE, flow.row[used] - count)
+    heads = np.where(flow.col[used] == 2 * count + 1, OUTSIDE, flow.col[used])
+    edges = zip(tails.tolist(), heads.tolist(), strict=True)
+    rates = (flow.data[used] * solved.unit).tolist()
+    return routing(problem, spans, dict(zip(edges, rates, strict=True)), _cut(solved) if limits else ())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Graph:
     """Each peer is split in two, with its capacity between the halves (arXiv 2406.01566, section 4.3).
 
-    Node i lets flow into peer i, node count + i out of it. Arrays have one entry for each edge of that graph.
+    Node i lets flow into peer i, node count + i out of it; the last two are source and sink. Arrays have one entry for
+    each edge of that graph, by row and column.
     """
 
     rows: Indices
@@ -58,28 +61,20 @@ class _Graph:
     heads: Indices
     capacity: NDArray[np.float64]
     """Tokens/s; infinite where nothing limits."""
-    size: int
-    """Nodes; the last two are source and sink."""
+    starts: NDArray[np.int32]
+    """Where each node's edges start."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Solved:
     """A max flow in whole steps of `unit` tokens/s."""
 
-    rows: Indices
-    columns: Indices
-    tails: Indices
-    heads: Indices
-    inside: NDArray[np.bool_]
-    """Which edges stand for a peer's own capacity."""
-    whole: csr_array
+    graph: _Graph
+    whole: NDArray[np.int32]
+    """Capacity of each edge."""
     flow: csr_array
     steps: int
     unit: float
-
-    @property
-    def tokens_per_s(self) -> float:
-        return self.steps * self.unit
 
 
 def _graph(problem: Problem, spans: Spans) -> _Graph:
@@ -90,13 +85,16 @@ def _graph(problem: Problem, spans: Spans) -> _Graph:
     peers = np.array([index for index, _ in held], dtype=np.intp)
     limited = (tails != OUTSIDE) & (heads != OUTSIDE)
     links = np.where(limited, problem.link_tokens_per_s[tails, heads], np.inf)  # clients do not limit
+    rows = np.concatenate([peers, np.where(tails == OUTSIDE, 2 * count, count + tails)])
+    columns = np.concatenate([count + peers, np.where(heads == OUTSIDE, 2 * count + 1, heads)])
+    order = np.lexsort((columns, rows))
     return _Graph(
-        rows=np.concatenate([peers, np.where(tails == OUTSIDE, 2 * count, count + tails)]),
-        columns=np.concatenate([count + peers, np.where(heads == OUTSIDE, 2 * count + 1, heads)]),
-        tails=np.concatenate([peers, tails]),
-        heads=np.concatenate([peers, heads]),
-        capacity=np.concatenate([own, links]),
-        size=2 * count + 2,
+        rows=rows[order],
+        columns=columns[order],
+        tails=np.concatenate([peers, tails])[order],
+        heads=np.concatenate([peers, heads])[order],
+        capacity=np.concatenate([own, links])[order],
+        starts=np.searchsorted(rows[order], np.arange(2 * count + 3)).astype(np.int32),
     )
 
 
@@ -106,47 +104,37 @@ def _solve(problem: Problem, spans: Spans) -> _Solved | None:
     if most <= 0:
         return None
     graph = _graph(problem, spans)
+    size = 2 * len(spans) + 2
     for _ in range(PASSES_MAX):
         unit = most / UNITS
         whole = np.minimum(graph.capacity / unit, UNLIMITED).astype(np.int32)
-        some = whole > 0
-        rows, columns = graph.rows[some], graph.columns[some]
-        matrix = csr_array((whole[some], (rows, columns)), shape=(graph.size, graph.size))
-        result = maximum_flow(matrix, graph.size - 2, graph.size - 1, method="dinic")
+        matrix = csr_array((whole, graph.columns.astype(np.int32), graph.starts), shape=(size, size))
+        result = maximum_flow(matrix, size - 2, size - 1, method="dinic")
         steps = int(result.flow_value)
         if steps >= UNITS_MIN:
             break
         most = unit * (steps + len(whole))  # rounding down took less than one step from each edge
-    if not steps:
-        return None
-    tails, heads = graph.tails[some], graph.heads[some]
-    return _Solved(rows, columns, tails, heads, tails == heads, matrix, result.flow, steps, unit)
+    return _Solved(graph, whole, result.flow, steps, unit) if steps else None
 
 
 def _supply_min(problem: Problem, spans: Spans) -> float:
     """The flow if no link limited it: the least summed T(k) of the holders of any layer."""
-    change = np.zeros(problem.layers + 1)
-    holders = np.zeros(problem.layers + 1, dtype=np.intp)
+    supply = np.zeros(problem.layers)
     for peer, span in zip(problem.peers, spans, strict=True):
         if span is not None:
-            rate = peer.tokens_per_s(len(span))
-            change[span.start] += rate
-            change[span.stop] -= rate
-            holders[span.start] += 1
-            holders[span.stop] -= 1
-    if not np.cumsum(holders)[:-1].all():
-        return 0.0
-    return float(np.cumsum(change)[:-1].min())
+            supply[span.start : span.stop] += peer.tokens_per_s(len(span))
+    return float(supply.min())
 
 
 def _cut(solved: _Solved) -> tuple[tuple[Edge, float], ...]:
     """The minimum cut nearest the source: which peers and links together bound the flow, with their shares of it."""
-    residual = csr_array(solved.whole - solved.flow)
+    graph, size = solved.graph, len(solved.graph.starts) - 1
+    residual = csr_array((solved.whole, graph.columns, graph.starts), shape=(size, size)) - solved.flow
     residual.eliminate_zeros()
-    size = residual.shape[0]
     reached = np.zeros(size, dtype=bool)
     reached[breadth_first_order(residual, size - 2, return_predecessors=False)] = True
-    crossing = np.flatnonzero(reached[solved.rows] & ~reached[solved.columns])
-    shares = np.asarray(solved.whole[solved.rows[crossing], solved.columns[crossing]]).ravel() / solved.steps
-    edges = zip(solved.tails[crossing].tolist(), solved.heads[crossing].tolist(), strict=True)
-    return tuple(sorted(zip(edges, shares.tolist(), strict=True), key=lambda pair: (-pair[1], pair[0])))
+    crossing = np.flatnonzero(reached[graph.rows] & ~reached[graph.columns])
+    edges = zip(graph.tails[crossing].tolist(), graph.heads[crossing].tolist(), strict=True)
+    shares = (solved.whole[crossing] / solved.steps).tolist()
+    ranked = sorted(zip(edges, shares, strict=True), key=lambda pair: (-pair[1], pair[0]))
+    return tuple((edge, share) for edge, share in ranked if share > 0)
