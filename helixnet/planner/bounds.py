@@ -13,8 +13,9 @@ from helixnet.planner.problem import PlanPeer, Problem
 BISECTIONS = 60
 ROUNDING = 1e-9
 """Where all peers just fit, both sides are equal but for rounding, and the bound must not fall below what is held."""
-LINK_PEERS_MAX = 250
-"""Beyond this the link-aware program, with a column for each pair of peers, takes more than seconds."""
+LINK_PEERS_MAX = 100
+"""Beyond this the link-aware program, with a column for each pair of peers, takes more than seconds where links are
+narrow: 4 s with 100 peers, two minutes with 250."""
 Floats = NDArray[np.float64]
 
 
@@ -46,7 +47,7 @@ def link_bound(problem: Problem) -> float:
         return bound
     from helixnet.planner.linkbound import program_bound
 
-    return program_bound(problem, members, bound)
+    return max(0.0, program_bound(problem, members, bound))
 
 
 def envelope(peer: PlanPeer, most: float) -> list[tuple[float, float]]:

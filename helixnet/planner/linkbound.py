@@ -17,6 +17,8 @@ PASSES_MAX = 6
 """In each the program is solved again with envelopes cut off at the last bound and with more regions."""
 REGIONS_MORE = 16
 """Regions taken in at once, those most overdrawn first."""
+GAIN_MIN = 1e-3
+"""What a pass must gain for another one without more regions."""
 SLACK = 1e-6
 """Added to a program's optimum, as a share: the solver's own tolerance."""
 NARROWEST, WIDEST = 1e-12, 1e12
@@ -39,7 +41,7 @@ def program_bound(problem: Problem, members: Sequence[int], bound: float) -> flo
         program = _Program(problem, members, bound, chosen)
         found, overdrawn = program.solve(regions)
         found *= 1 + SLACK
-        gained, bound = found < bound * (1 - 10 * SLACK), min(bound, found)
+        gained, bound = found < bound * (1 - GAIN_MIN), min(bound, found)
         if bound <= 0 or not (gained or overdrawn):
             break
         chosen += overdrawn
