@@ -83,7 +83,7 @@ def _turns_left(a: tuple[float, float], b: tuple[float, float], c: tuple[float, 
 
 def _covered(problem: Problem, members: Sequence[int], through: Sequence[float]) -> float:
     """The largest F with sum_i max_k min(capacity_i(k), k min(through_i, F)) >= layers * F, from above."""
-    if not members:
+    if sum(max(problem.peers[index].layers_max) for index in members) < problem.layers:
         return 0.0
     options = []
     for index, most in zip(members, through, strict=True):
