@@ -48,10 +48,14 @@ def one_chain(problem: Problem, members: Sequence[int], ends: tuple[int, int] | 
     return chain(problem, [first, *_nearest_next(problem, first, others), last])
 
 
-def chain(problem: Problem, order: Sequence[int]) -> Spans | None:
-    """Spans one after the other in this order, water-filled; None if these peers have not room for the model."""
+def chain(problem: Problem, order: Sequence[int], *, even: bool = False) -> Spans | None:
+    """Spans one after the other in this order, water-filled; None if these peers have not room for the model.
+
+    `even` takes all for equally fast.
+    """
     rooms = [problem.room(i, n == 0, n == len(order) - 1) for n, i in enumerate(order)]
-    lengths = water_filling([problem.peers[i].capacity[1] for i in order], rooms, problem.layers)
+    speeds = [1.0 if even else problem.peers[i].capacity[1] for i in order]
+    lengths = water_filling(speeds, rooms, problem.layers)
     if lengths is None:
         return None
     spans: list[SpanOrNone] = [None] * len(problem.peers)
