@@ -39,9 +39,11 @@ class Forecast:
     """One request alone, average pipeline."""
     kv_limited: bool
     """KV room ends the growth before compute and links do."""
+    hops: float
+    """Of an average token, its way from the exit back to the entry included: as many as the stages it passes."""
 
 
-NO_FORECAST = Forecast(0.0, 0.0, 0, 0.0, 0.0, False)
+NO_FORECAST = Forecast(0.0, 0.0, 0, 0.0, 0.0, False, 0.0)
 KV_LIMITED = 0.999
 """Share of the flow below which KV room is what limits."""
 
@@ -77,6 +79,7 @@ def forecast(problem: Problem, spans: Spans, routing: Routing) -> Forecast:
         ttft_s=prefill_s + prompt_hops_s,
         tpot_s=decode_s + hops_s,
         kv_limited=saturated < ceiling * KV_LIMITED,
+        hops=sum(part.visits for part in parts),
     )
 
 
