@@ -10,6 +10,7 @@ dropped a state has tried everything; if it fails, no placement reaches F.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,12 +42,6 @@ class Kinds:
     def counts(self) -> Counts:
         """Peers of each kind."""
         return np.array([len(peers) for peers in self.members])
-
-    def potential(self, flow: float) -> Matrix:
-        """Token-layers/s that a peer of each kind can add to a flow of `flow`, wherever it is."""
-        lengths = np.arange(self.rates.shape[1])
-        best: Matrix = (np.minimum(self.rates, flow) * lengths).max(axis=1)
-        return best
 
 
 def kinds_of(problem: Problem, groups: Sequence[int] | None = None) -> Kinds:
@@ -83,6 +78,8 @@ class Order:
     """States kept side by side at each layer."""
     share_min: float
     """Lengths that carry less than this share of the best length's token-layers are not tried."""
+    rate_max: float = math.inf
+    """Shorter spans than this rate allows are not tried: who passes much more than a link carries needs many links."""
     windows: Counts | None = None
     """Layers that each kind may hold, [kind, 2] as [start, stop); None for all."""
 
@@ -134,10 +131,12 @@ class _Laying:
     def __init__(self, problem: Problem, kinds: Kinds, order: Order, rng: random.Random) -> None:
         self.layers, self.count, self.kinds, self.order = problem.layers, len(problem.peers), kinds, order
         self.rng = np.random.default_rng(rng.getrandbits(63))
-        potential = kinds.potential(order.flow)
         lengths = np.arange(1, kinds.rates.shape[1])
         rates = kinds.rates[:, 1:]
+        slow = rates <= np.maximum(order.rate_max, np.where(rates > 0, rates, np.inf).min(axis=1, keepdims=True))
+        rates = np.where(slow, rates, 0.0)
         useful = np.minimum(rates, order.flow) * lengths
+        potential = useful.max(axis=1)
         self.option_kind, column = np.nonzero(rates > 0)
         self.option_length = lengths[column]
         self.option_rate = rates[self.option_kind, column]
@@ -147,7 +146,7 @@ class _Laying:
         self.potential = potential
         self.slack = float((kinds.counts() * potential).sum()) - self.layers * order.flow
         self.reach = int(self.option_length[self.option_good].max())
-        self.exhaustive, self.work = order.share_min <= 0, 0
+        self.exhaustive, self.work = order.share_min <= 0 and math.isinf(order.rate_max), 0
         self.pending = [_States() for _ in range(self.layers + 1)]
         self.parents: list[Counts] = [np.array([-1])]
         self.choices: list[Counts] = [np.array([-1])]
