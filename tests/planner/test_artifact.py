@@ -15,6 +15,7 @@ from helixnet.core.types import Span
 from helixnet.planner.artifact import Artifact
 from helixnet.planner.bounds import coverage_bound
 from helixnet.planner.flow import CapacityModel, max_flow
+from helixnet.planner.objective import PAPER, SERVES_MIN, score
 from helixnet.planner.problem import require_room
 from helixnet.planner.solve import Budget, place
 from tests.planner.small_artifact import curve_of_big, mix, small_artifact, write
@@ -70,6 +71,16 @@ def test_a_pair_stands_for_both_directions_and_an_absent_one_carries_nothing(fil
     halved = artifact.problem("three", "tiny", link_share=0.5)
     assert halved.link_tokens_per_s[1, 2] == pytest.approx(25.0)
     assert halved.link_s[1, 2] == problem.link_s[1, 2]
+
+
+def test_a_link_that_carries_nothing_is_no_way(files: Files, tmp_path: Path) -> None:
+    problem = Artifact(write(tmp_path, files)).problem("three", "tiny")
+    apart = (Span(0, 3), None, Span(3, 6))
+    around = (Span(0, 3), Span(2, 4), Span(3, 6))
+    for final in (False, True):
+        assert max_flow(problem, apart, CapacityModel.PAPER, final=final).tokens_per_s == 0
+        assert max_flow(problem, around, CapacityModel.PAPER, final=final).tokens_per_s == pytest.approx(20.0)
+    assert score(problem, PAPER, apart) < SERVES_MIN < score(problem, PAPER, around)
 
 
 def test_two_directions_may_differ(files: Files, tmp_path: Path) -> None:
