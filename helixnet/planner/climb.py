@@ -73,7 +73,7 @@ class Climb:
     def step(self) -> bool:
         """One laying; whether it led to a better placement."""
         prices = self._prices()
-        order = Order(self._aim(), np.exp(prices), self._width, SHARE_MIN, self._windows)
+        order = Order(self._aim(), np.exp(prices), self._width, SHARE_MIN, windows=self._windows)
         laid = lay(self._problem, self._kinds, order, self._rng)
         self.work += laid.work
         if laid.reached < self._problem.layers:

@@ -26,6 +26,8 @@ KINDS_TRIED = 32
 """Kinds of peers compared for a place, drawn anew each time, where there are more."""
 CHILDREN = 4
 """Times the width: states kept of all that come out of one step."""
+STEP_CELLS = 10_000
+"""What a step costs besides, in cells."""
 ROUNDING = 1e-9
 
 
@@ -207,7 +209,7 @@ class _Laying:
             return
         kind, length, rate = self.option_kind[options], self.option_length[options], self.option_rate[options]
         longest = int(length.max())
-        self.work += len(left) * len(options) * longest
+        self.work += STEP_CELLS + len(left) * len(options) * longest
         want = self.order.flow - np.minimum(supply[:, :longest], self.order.flow)
         given = np.where(np.arange(longest) < length[:, None], rate[:, None], 0.0)
         gain = np.minimum(want[:, None, :], given[None]).sum(axis=2)

@@ -1,0 +1,58 @@
+"""Groups of peers with quick links among themselves, and placements that keep each group's layers together.
+
+A token crosses from group to group once for each group then, not once for each layer. Groups are found in the links
+themselves: nobody has to say where a peer is.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
+
+from helixnet.planner.lay import Counts, Kinds
+from helixnet.planner.problem import Problem
+
+APART = 3.0
+"""Groups are told apart where hops between them take at least so many times as long as hops within."""
+UNEVEN = 0.15
+"""Standard deviation of the logarithm of a group's share of the layers, around its share of the compute."""
+HOP_S_MAX = 1e3
+"""Seconds that stand for no link at all."""
+
+
+def groups_of(problem: Problem) -> tuple[int, ...]:
+    """A group's number for each peer, from 0; all 0 where links do not tell any apart.
+
+    Average linkage on the logarithm of the seconds of a hop, cut at the widest gap.
+    """
+    count = len(problem.peers)
+    if count < 3:
+        return (0,) * count
+    seconds = np.clip((problem.link_s + problem.link_s.T) / 2, 1e-6, HOP_S_MAX)
+    distance = np.log(seconds / seconds.min())
+    np.fill_diagonal(distance, 0.0)
+    tree = linkage(squareform(distance, checks=False), "average")
+    heights = tree[:, 2]
+    gaps = np.diff(heights)
+    if not len(gaps) or gaps.max() < np.log(APART):
+        return (0,) * count
+    cut = int(gaps.argmax())
+    labels = fcluster(tree, (heights[cut] + heights[cut + 1]) / 2, "distance")
+    _, numbered = np.unique(labels, return_inverse=True)
+    return tuple(int(label) for label in numbered)
+
+
+def windows(problem: Problem, kinds: Kinds, groups: Sequence[int], flow: float, rng: random.Random) -> Counts:
+    """Layers for each kind, [kind, 2]: the groups one after the other in some order, by what they can carry."""
+    potential = (np.minimum(kinds.rates, flow) * np.arange(kinds.rates.shape[1])).max(axis=1) * kinds.counts()
+    group_of = np.array([groups[members[0]] for members in kinds.members])
+    order = sorted(set(group_of.tolist()))
+    rng.shuffle(order)
+    shares = np.array([potential[group_of == group].sum() * np.exp(rng.gauss(0.0, UNEVEN)) for group in order])
+    ends = np.round(np.concatenate([[0.0], np.cumsum(shares)]) / shares.sum() * problem.layers).astype(np.int64)
+    placed = {group: (ends[n], ends[n + 1]) for n, group in enumerate(order)}
+    return np.array([placed[int(group)] for group in group_of])
