@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
 
 from helixnet.core.model import Manifest
 from helixnet.core.plan.snapshot import Link, PeerView, Snapshot
@@ -87,6 +90,18 @@ def random_swarm(seed: int, peers: int, layers: int, *, wide_links: bool = False
     ]
     default = 1e9 if wide_links else 1e6
     return Snapshot(manifest=model, peers=tuple(views), links=tuple(links), default_bandwidth=default)
+
+
+def spread_links(problem: Problem, rng: random.Random, decades: float) -> Problem:
+    """Links from so many powers of ten below a peer's compute to about as much, some without any capacity."""
+    count = len(problem.peers)
+    rates = [
+        10 ** rng.uniform(1 - decades, 1.5) * problem.peers[0].tokens_per_s(1) / problem.layers
+        if rng.random() < 0.9
+        else 0.0
+        for _ in range(count * count)
+    ]
+    return replace(problem, link_tokens_per_s=np.array(rates).reshape(count, count))
 
 
 def every_placement(problem: Problem) -> Iterator[Spans]:

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,19 +10,7 @@ from helixnet.core.types import Span
 from helixnet.planner.fastflow import paper_max_flow, paper_routing
 from helixnet.planner.problem import Problem, Spans, from_snapshot
 from tests.planner.preflow import reference_flow
-from tests.planner.small_swarms import random_swarm
-
-
-def spread_links(problem: Problem, rng: random.Random, decades: float) -> Problem:
-    """Links from so many powers of ten below a peer's compute to about as much, some without any capacity."""
-    count = len(problem.peers)
-    rates = [
-        10 ** rng.uniform(1 - decades, 1.5) * problem.peers[0].tokens_per_s(1) / problem.layers
-        if rng.random() < 0.9
-        else 0.0
-        for _ in range(count * count)
-    ]
-    return replace(problem, link_tokens_per_s=np.array(rates).reshape(count, count))
+from tests.planner.small_swarms import random_swarm, spread_links
 
 
 def any_spans(problem: Problem, rng: random.Random) -> Spans:

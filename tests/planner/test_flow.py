@@ -8,6 +8,7 @@ import pytest
 
 from helixnet.core.plan.snapshot import PeerView, Snapshot
 from helixnet.core.types import PeerId, Span
+from helixnet.planner import flow
 from helixnet.planner.bounds import coverage_bound
 from helixnet.planner.flow import OUTSIDE, CapacityModel, Edge, Routing, edges_of, layers_run, max_flow
 from helixnet.planner.problem import Problem, Spans, from_snapshot
@@ -94,6 +95,21 @@ def test_the_exact_model_carries_at_least_the_papers_flow_within_every_capacity(
         for index, load in enumerate(routing.loads):
             span = spans[index]
             assert load <= (problem.peers[index].capacity[len(span)] * (1 + 1e-6) if span else 0)
+
+
+@pytest.mark.parametrize("final", [False, True], ids=["quick", "final"])
+@pytest.mark.parametrize("seed", range(20))
+def test_a_program_that_takes_edges_in_finds_the_same_flow(
+    seed: int, final: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = from_snapshot(random_swarm(seed, peers=24, layers=8))
+    spans = random_spans(problem, seed)
+    whole = max_flow(problem, spans, CapacityModel.EXACT, final=final)
+    monkeypatch.setattr(flow, "EDGES_AT_ONCE", 0)
+    monkeypatch.setattr(flow, "EDGES_FIRST", 1)
+    grown = max_flow(problem, spans, CapacityModel.EXACT, final=final)
+    assert grown.tokens_per_s == pytest.approx(whole.tokens_per_s, rel=2e-3)
+    check(problem, spans, grown)
 
 
 def test_a_request_may_enter_a_span_at_any_layer_it_holds_and_runs_it_to_its_end() -> None:

@@ -6,13 +6,15 @@ import pytest
 
 from helixnet.core.errors import CapacityError
 from helixnet.planner.bounds import coverage_bound
+from helixnet.planner.fastflow import paper_max_flow
 from helixnet.planner.flow import CapacityModel, max_flow
 from helixnet.planner.milp import solve_exactly
 from helixnet.planner.objective import BALANCED, PAPER, Objective, score, score_at_most
 from helixnet.planner.problem import Problem, from_snapshot, require_room
 from helixnet.planner.search import Search
 from helixnet.planner.starts import starts
-from tests.planner.small_swarms import every_placement, random_swarm
+from tests.planner.best_of_all import best_of_all
+from tests.planner.small_swarms import every_placement, random_swarm, spread_links
 
 FLOW_ONLY = Objective(CapacityModel.EXACT, predicted=False)
 
@@ -48,15 +50,31 @@ def test_the_bound_holds_for_every_placement_in_both_models() -> None:
 
 
 @pytest.mark.slow
-def test_the_exact_solver_finds_what_trying_everything_finds() -> None:
-    for problem in feasible(12, peers=3, layers=4):
-        exact = solve_exactly(problem, nodes_max=5000)
+@pytest.mark.parametrize("decades", [None, 4.0], ids=["random links", "wide-ranging links"])
+@pytest.mark.parametrize(("peers", "layers"), [(3, 8), (4, 6), (5, 4)])
+def test_the_exact_solver_finds_what_trying_everything_finds(peers: int, layers: int, decades: float | None) -> None:
+    for seed, problem in enumerate(feasible(6, peers, layers)):
+        linked = spread_links(problem, random.Random(seed), decades) if decades else problem
+        exact = solve_exactly(linked, nodes_max=100_000)
+        best = best_of_all(linked, CapacityModel.PAPER)
         assert exact is not None
-        assert exact.tokens_per_s == pytest.approx(best_flow(problem, CapacityModel.PAPER), rel=1e-3)
-        assert max_flow(problem, exact.spans, CapacityModel.PAPER).tokens_per_s == pytest.approx(
-            exact.tokens_per_s, rel=1e-3
-        )
+        assert exact.tokens_per_s == pytest.approx(best.tokens_per_s, rel=1e-4)
+        assert paper_max_flow(linked, exact.spans) == pytest.approx(best.tokens_per_s, rel=1e-4)
         assert all(problem.fits(i, s.start, s.stop) for i, s in enumerate(exact.spans) if s is not None)
+
+
+@pytest.mark.slow
+def test_the_exact_solver_finds_the_same_from_an_incumbent_and_no_more_with_fewer_links() -> None:
+    for problem in feasible(6, peers=4, layers=5):
+        best = solve_exactly(problem, nodes_max=100_000)
+        assert best is not None
+        begun = solve_exactly(problem, nodes_max=100_000, incumbent=best.spans)
+        fewer = solve_exactly(problem, nodes_max=100_000, links_kept=2)
+        assert begun is not None
+        assert fewer is not None
+        assert begun.tokens_per_s == pytest.approx(best.tokens_per_s, rel=1e-4)
+        assert fewer.tokens_per_s <= best.tokens_per_s * (1 + 1e-4)
+        assert paper_max_flow(problem, fewer.spans) >= fewer.tokens_per_s * (1 - 1e-4)
 
 
 def test_the_exact_solver_gives_up_at_its_limit() -> None:
