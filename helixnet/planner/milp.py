@@ -42,7 +42,7 @@ def solve_exactly(
 
     Every peer with room holds at least one layer. Limited by nodes, not seconds, where plans must be reproducible.
     The solver starts from `incumbent` if that gives each peer with room a span, and ends when the proven bound is met.
-    With `links_kept` only so many of the fastest links from each peer count (section 4.5 of the paper): the flow is
+    With `links_kept` only so many of the fastest links from each peer count (the paper prunes slow links): the flow is
     then the largest over these, and a bound on nothing.
     """
     unit = proven_bound(problem)
