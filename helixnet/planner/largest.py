@@ -87,8 +87,7 @@ class _Search:
         groups = groups_of(self.problem)
         kinds = kinds_of(self.problem, groups)
         width = max(4, min(WIDTH, WIDTH_KINDS // len(kinds.members)))
-        modes = [(apart, capped) for apart in (True, False) for capped in (False, True)]
-        modes = [mode for mode in modes if max(groups) > 0 or not mode[0]]
+        modes = [(max(groups) > 0, capped) for capped in (False, True)]
         aims, tries = dict.fromkeys(modes, self.bound * AIM), 0
         while (self.work < work_max or tries < LAYINGS_MIN) and not self._stopped():
             apart, capped = mode = modes[tries % len(modes)]

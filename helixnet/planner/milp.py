@@ -18,7 +18,7 @@ from helixnet.planner.flow import OUTSIDE, Edge, edges_of
 from helixnet.planner.problem import Problem, SpanOrNone, Spans
 
 MILP_PEERS_MAX = 6
-MILP_LAYER_CHOICES_MAX = 96
+MILP_LAYER_CHOICES_MAX = 48
 """Peers times layers; beyond this HiGHS seldom ends within seconds."""
 GAP_MAX = 1e-6
 

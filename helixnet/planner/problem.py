@@ -22,6 +22,8 @@ FRAME_BYTES_PER_TOKEN = 96
 LINK_SHARE = 0.5
 """Share of a measured bandwidth that is planned. In the paper's geo-distributed instance planning and routing slow
 links at half brought 40 % more throughput than filling them (shared findings): queues on links cost every token."""
+PREFILL_CHUNK_TOKENS = 128
+"""Prompt tokens that our entries send down the pipeline at a time."""
 HOP_S = 0.001
 """What a hop costs besides the link: two event loops, framing, and a batch to wait for."""
 
@@ -113,6 +115,10 @@ class Problem:
     prompt tokens, more where they count prompt tokens as flow too (the paper's T(k))."""
     sessions_max: int = SESSIONS_MAX
     """Requests in flight that a stage admits at most, whatever its memory."""
+    output_tokens: int = 256
+    """Decoded tokens of a typical request."""
+    chunks: float = 1.0
+    """Pieces in which a typical prompt passes a stage or link; decode steps wait for one piece at most."""
 
     def fits(self, index: int, start: int, stop: int) -> bool:
         """Whether peer `index` has room for the layers `[start, stop)` and the KV of one request."""
@@ -144,6 +150,8 @@ def from_snapshot(snapshot: Snapshot, workload: Workload | None = None) -> Probl
         link_tokens_per_s=_frozen(bandwidth * LINK_SHARE / (token_bytes * (1 + work.prefill_ratio))),
         link_s=_frozen(hop_s + token_s),
         prompt_link_s=_frozen(hop_s + token_s * work.prompt_tokens),
+        output_tokens=work.output_tokens,
+        chunks=max(1.0, work.prompt_tokens / PREFILL_CHUNK_TOKENS),
     )
 
 

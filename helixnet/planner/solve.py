@@ -11,6 +11,8 @@ from helixnet.core.plan.plan import Assignment, Flow, Placement
 from helixnet.core.plan.snapshot import Snapshot
 from helixnet.core.types import PeerId
 from helixnet.planner.flow import OUTSIDE, CapacityModel, max_flow
+from helixnet.planner.laid import laid_starts
+from helixnet.planner.largest import largest_flow
 from helixnet.planner.milp import MILP_LAYER_CHOICES_MAX, MILP_PEERS_MAX, solve_exactly
 from helixnet.planner.objective import BALANCED, Objective
 from helixnet.planner.predict import predict
@@ -26,8 +28,13 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     """Of the search, at least; a unit is about 8 microseconds."""
     work_per_peer: int = 10_000
     work_max: int = 300_000
-    milp_nodes: int = 2000
+    milp_nodes: int = 20_000
     """Of the exact solver's tree, for swarms small enough for it; 0 leaves it out."""
+    flow_work: int = 500_000_000
+    """Of the search for flow alone, in array cells; about 25 million take a second."""
+    laying_work: int = 40_000_000
+    """Of laying placements that the search for everything else begins with, in the same unit, at most."""
+    laying_work_per_peer: int = 1_000_000
 
     def work_for(self, peers: int) -> int:
         """Work of the search in a swarm of so many peers."""
@@ -69,9 +76,15 @@ def place(
         SwarmTooSmall: the peers together cannot hold every layer.
     """
     require_room(problem)
-    allowance = budget or Budget()
-    search = Search(problem, objective, random.Random(seed), allowance.work_for(len(problem.peers)), cancelled)
-    return search.run(_starts(problem, objective, allowance)).spans
+    allowance, rng, stopped = budget or Budget(), random.Random(seed), cancelled or (lambda: False)
+    built = starts(problem)
+    count = len(problem.peers)
+    if objective.model is CapacityModel.PAPER and not objective.predicted:
+        exact = _exactly(problem, allowance)
+        return exact or largest_flow(problem, built, rng, allowance.flow_work, stopped).spans
+    laying_work = min(allowance.laying_work, allowance.laying_work_per_peer * count)
+    built += laid_starts(problem, objective, rng, laying_work, stopped)
+    return Search(problem, objective, rng, allowance.work_for(count), cancelled).run(built).spans
 
 
 def to_placement(problem: Problem, spans: Spans, model: CapacityModel) -> Placement:
@@ -108,11 +121,10 @@ def evaluate(
     return to_placement(problem, spans, model)
 
 
-def _starts(problem: Problem, objective: Objective, budget: Budget) -> list[Spans]:
-    """Constructed placements and, where it is small enough to be found, the one with the largest flow."""
-    built = starts(problem)
+def _exactly(problem: Problem, budget: Budget) -> Spans | None:
+    """The spans with the largest flow, where the swarm is small enough for them to be proven."""
     small = len(problem.peers) <= MILP_PEERS_MAX and len(problem.peers) * problem.layers <= MILP_LAYER_CHOICES_MAX
-    if objective.model is CapacityModel.PAPER and small and budget.milp_nodes:
-        exact = solve_exactly(problem, budget.milp_nodes)
-        built += [exact.spans] if exact is not None else []
-    return built
+    if not small or not budget.milp_nodes:
+        return None
+    exact = solve_exactly(problem, budget.milp_nodes)
+    return exact.spans if exact is not None else None
