@@ -31,9 +31,13 @@ def moved_bytes(held: dict[PeerId, tuple[Span, ...]], placement: Placement, mani
     """Bytes of weights that peers must load for `placement` beyond what they hold."""
     total = 0
     for assignment in placement.assignments:
-        have = {layer for span in held.get(assignment.peer, ()) for layer in span.layers()}
-        total += sum(manifest.layer_bytes for layer in assignment.span.layers() if layer not in have)
+        total += manifest.layer_bytes * len(new_layers(held.get(assignment.peer, ()), assignment.span))
     return total
+
+
+def new_layers(held: tuple[Span, ...], span: Span) -> list[int]:
+    """The layers of `span` that a peer which holds `held` must load, in order."""
+    return [layer for layer in span.layers() if not any(layer in have.layers() for have in held)]
 
 
 def replicas_min(placement: Placement, layers: int) -> int:

@@ -1,0 +1,272 @@
+"""Repair of a placement after somebody came, went or changed: few moves, each the best there is, in a moment.
+
+Everybody keeps what they hold. Newcomers get the windows where they help most. Then peers are moved, best move first,
+by their windows' shortage (windows.py); several times, for higher and lower goals, because a move that looks best to
+one leads nowhere for another. Where links bind, supply does not tell: there, moves to where the flow is cut are tried
+one by one. Last, moves that turn out to gain next to nothing are taken back.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from helixnet.core.types import Span
+from helixnet.planner.climb import coverage_of
+from helixnet.planner.fastflow import paper_max_flow, paper_routing
+from helixnet.planner.flow import CapacityModel, edges_of, max_flow
+from helixnet.planner.migration import Step, steps
+from helixnet.planner.problem import Problem, SpanOrNone, Spans
+from helixnet.planner.starts import longest_from
+from helixnet.planner.windows import Windows
+
+WORK = 20_000_000
+"""Work of a repair unless told otherwise; a unit is about 30 nanoseconds, an array cell filled."""
+EDGE_COST = {CapacityModel.PAPER: 20, CapacityModel.EXACT: 270}
+"""Work of an edge in a flow that is looked at."""
+MOVED_MAX = 0.05
+"""Share of the spans that a repair moves at most, unless told otherwise."""
+GOALS = (0.5, 1.0, 0.3, 1.2, 0.7)
+"""Supply that every layer should have: from the least (0) to the mean (1) of what the layers have."""
+TURNS = 3
+"""Moves tried for one goal, as a multiple of the spans that may move: spans already moved may move on."""
+BINDING = 0.98
+"""With less than this share of what supply would allow, it is links that bind."""
+TRIED_AT_ONCE = 24
+"""Moves to where the flow is cut whose flow is looked at before the best of them is made."""
+GAIN_MIN = 0.0005
+"""A move that gains a smaller share of the flow does not pay."""
+EXACT_PEERS_MAX = 40
+"""In larger swarms the exact model only judges what was found with the paper's: its flows take too long."""
+HELD_MIN = 0.5
+"""Share of the peers with room that must hold something for a repair to be a start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What came of it."""
+
+    spans: Spans
+    tokens_per_s: float
+    unmoved_tokens_per_s: float
+    """If those that hold something kept it, and newcomers held nothing."""
+    placed: tuple[int, ...]
+    """Peers that held nothing (or what no longer fits) and hold something now."""
+    moved: tuple[int, ...]
+    """Peers that hold something else now."""
+    order: tuple[Step, ...] | None
+    """Leaves no layer uncovered that is covered now; None if there is no such order."""
+    work: int
+
+
+def repair(
+    problem: Problem,
+    held: Spans,
+    rng: random.Random,
+    work_max: int = WORK,
+    model: CapacityModel = CapacityModel.PAPER,
+    moves_max: int | None = None,
+    target: float = math.inf,
+) -> Repair:
+    """`held`, with newcomers placed and few spans moved, so that it carries more in today's `problem`.
+
+    At most `moves_max` spans move (by default 5 % of those held, at least one); none once the flow is `target`
+    tokens/s. The flow is never less than that of `held`, as far as that fits.
+    """
+    return _Repairing(problem, held, rng, work_max, model, target).run(moves_max)
+
+
+def repaired_start(problem: Problem) -> Spans | None:
+    """What the peers hold, repaired: a start for a search. None if too few hold anything, or nothing would flow."""
+    roomy = sum(any(peer.layers_max) for peer in problem.peers)
+    held = tuple(peer.held for peer in problem.peers)
+    if sum(span is not None for span in held) < HELD_MIN * roomy:
+        return None
+    repaired = repair(problem, held, random.Random(0))
+    return repaired.spans if repaired.tokens_per_s > 0 else None
+
+
+class _Repairing:
+    def __init__(
+        self,
+        problem: Problem,
+        held: Spans,
+        rng: random.Random,
+        work_max: int,
+        model: CapacityModel,
+        target: float,
+    ) -> None:
+        self.problem, self.rng, self.work_max, self.target = problem, rng, work_max, target
+        exact = model is CapacityModel.EXACT
+        self.model = model
+        self.searched = CapacityModel.PAPER if exact and len(held) > EXACT_PEERS_MAX else model
+        """The model that tells one candidate from another."""
+        self.held = held
+        self.kept = tuple(
+            span if span is not None and problem.fits(index, span.start, span.stop) else None
+            for index, span in enumerate(held)
+        )
+        self.work = 0
+        self._known: dict[Spans, float] = {}
+
+    def run(self, moves_max: int | None) -> Repair:
+        """All of it."""
+        count = sum(span is not None for span in self.kept)
+        most = math.ceil(MOVED_MAX * count) if moves_max is None else moves_max
+        placed = self._placed()
+        best = placed
+        for share in GOALS if most else ():
+            if self._enough(best):
+                break
+            best = max(best, self._filled(placed, most, share), key=self._flow)
+        if most and not self._enough(best) and self._flow(best) < BINDING * coverage_of(self.problem, best):
+            best = self._rerouted(best, most)
+        best = self._in_order(self._pruned(best))
+        if self.model is not self.searched and self._judged(best) < self._judged(placed):
+            best = placed
+        return Repair(
+            spans=best,
+            tokens_per_s=self._judged(best),
+            unmoved_tokens_per_s=self._judged(self.kept),
+            placed=tuple(i for i, span in enumerate(best) if span is not None and self.kept[i] is None),
+            moved=self._moved(best),
+            order=steps(self.problem, self.held, best),
+            work=self.work,
+        )
+
+    def _placed(self) -> Spans:
+        """What is kept, and each newcomer where it helps most, the strongest first."""
+        windows = Windows(self.problem, self.kept)
+        peers = self.problem.peers
+        new = [i for i, span in enumerate(self.kept) if span is None and any(peers[i].layers_max)]
+        for index in sorted(new, key=lambda i: (-max(peers[i].capacity[1 : max(peers[i].layers_max) + 1]), i)):
+            supply = windows.supply
+            # A goal above the mean: every layer is still in want, the thinnest most.
+            found = windows.best(np.array([index]), float(supply.mean() + windows.rates[index, 0]))
+            self.work += windows.cells
+            if found is not None:
+                windows.put(index, found[1])
+        return tuple(windows.spans)
+
+    def _filled(self, spans: Spans, most: int, share: float) -> Spans:
+        """The best placement on the way of making the best move for a goal, again and again."""
+        windows, best = Windows(self.problem, spans), spans
+        least = float(windows.supply.min())
+        for _ in range(TURNS * most):
+            supply = windows.supply
+            goal = float(supply.min() + share * (supply.mean() - supply.min()))
+            members = self._may_move(windows.spans, most)
+            self.work += windows.cells * len(members)
+            found = windows.best(members, goal) if len(members) and self.work < self.work_max else None
+            if found is None or found[2] <= GAIN_MIN * float((np.maximum(0.0, goal - supply) ** 2).sum()):
+                break
+            windows.put(found[0], found[1])
+            if windows.supply.min() > least:
+                least = float(windows.supply.min())
+                best = max(best, tuple(windows.spans), key=self._flow)
+                if self._enough(best):
+                    break
+        return best
+
+    def _rerouted(self, spans: Spans, most: int) -> Spans:
+        """Moves to where the flow is cut, the best of some tried at a time, while one pays."""
+        while self.work < self.work_max and not self._enough(spans):
+            candidates = self._around_the_cut(spans, most)
+            self.rng.shuffle(candidates)
+            better = spans
+            for begin in range(0, len(candidates), TRIED_AT_ONCE):
+                tried = [_with(spans, *move) for move in candidates[begin : begin + TRIED_AT_ONCE]]
+                better = max((each for each in tried if self.work < self.work_max), key=self._flow, default=spans)
+                if self._pays(better, spans):
+                    break
+            if not self._pays(better, spans):
+                return spans
+            spans = better
+        return spans
+
+    def _around_the_cut(self, spans: Spans, most: int) -> list[tuple[int, Span]]:
+        """Peers beside, before or behind those at the minimum cut; beside everybody if nothing flows."""
+        limits = paper_routing(self.problem, spans, limits=True).limits
+        at_cut = {index for edge, _ in limits for index in edge if index >= 0} or range(len(spans))
+        wanted = {span for index in at_cut if (span := spans[index]) is not None}
+        found: dict[tuple[int, Span], None] = {}
+        for index in self._may_move(spans, most).tolist():
+            for other in sorted(wanted):
+                for start in {other.start, other.stop % self.problem.layers}:
+                    if length := longest_from(self.problem, index, start):
+                        shorter = min(length, len(other))
+                        found[index, Span(start, start + length)] = None
+                        if self.problem.fits(index, start, start + shorter):
+                            found[index, Span(start, start + shorter)] = None
+                longest = max(self.problem.peers[index].layers_max)
+                for stop in (other.stop, other.start):
+                    start = next((s for s in range(max(0, stop - longest), stop) if self._fits(index, s, stop)), stop)
+                    if start < stop:
+                        found[index, Span(start, stop)] = None
+        return [(index, span) for index, span in found if spans[index] != span]
+
+    def _pruned(self, spans: Spans) -> Spans:
+        """Without the moves that gain next to nothing."""
+        for index in self._moved(spans):
+            back = _with(spans, index, self.kept[index])
+            if self._flow(back) >= self._flow(spans) * (1 - GAIN_MIN):
+                spans = back
+        return spans
+
+    def _in_order(self, spans: Spans) -> Spans:
+        """Without the moves that keep the others from having an order, as long as it is still better than nothing."""
+        while steps(self.problem, self.held, spans) is None:
+            backs = [_with(spans, index, self.kept[index]) for index in self._moved(spans)]
+            backs = [back for back in backs if self._pays(back, self.kept)]
+            if not backs:
+                break
+            spans = max(backs, key=self._flow)
+        return spans
+
+    def _may_move(self, spans: Iterable[SpanOrNone], most: int) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
+        """Newcomers, and who holds something: only those that moved already when as many moved as may."""
+        spans = tuple(spans)
+        moved = self._moved(spans)
+        free = [i for i, span in enumerate(spans) if span is not None and (self.kept[i] is None or i in moved)]
+        if len(moved) < most:
+            free = [i for i, span in enumerate(spans) if span is not None]
+        return np.array(free, dtype=np.intp)
+
+    def _moved(self, spans: Spans) -> tuple[int, ...]:
+        pairs = zip(self.kept, spans, strict=True)
+        return tuple(i for i, (have, span) in enumerate(pairs) if have is not None and have != span)
+
+    def _enough(self, spans: Spans) -> bool:
+        return self._flow(spans) >= self.target
+
+    def _pays(self, spans: Spans, instead_of: Spans) -> bool:
+        return self._flow(spans) > self._flow(instead_of) * (1 + GAIN_MIN)
+
+    def _fits(self, index: int, start: int, stop: int) -> bool:
+        return self.problem.fits(index, start, stop)
+
+    def _flow(self, spans: Spans) -> float:
+        """Tokens/s in the model searched with, remembered."""
+        known = self._known.get(spans)
+        if known is None:
+            self.work += EDGE_COST[self.searched] * len(edges_of(self.problem, spans))
+            if self.searched is CapacityModel.PAPER:
+                known = paper_max_flow(self.problem, spans)
+            else:
+                known = max_flow(self.problem, spans, self.searched).tokens_per_s
+            self._known[spans] = known
+        return known
+
+    def _judged(self, spans: Spans) -> float:
+        """Tokens/s in the model asked for."""
+        if self.model is self.searched:
+            return self._flow(spans)
+        return max_flow(self.problem, spans, self.model).tokens_per_s
+
+
+def _with(spans: Spans, index: int, span: SpanOrNone) -> Spans:
+    return (*spans[:index], span, *spans[index + 1 :])
