@@ -269,14 +269,12 @@ def _links(snapshot: Snapshot, peers: list[PeerId], manifest: Manifest) -> tuple
     round_trip_s = np.full((count, count), snapshot.default_round_trip_s)
     index = {peer: n for n, peer in enumerate(peers)}
     known = [link for link in snapshot.links if link.source in index and link.target in index]
-    measured = {(link.source, link.target) for link in known}
-    for link in known:
-        source, target = index[link.source], index[link.target]
-        pairs = [(source, target)]
-        if (link.target, link.source) not in measured:
-            pairs.append((target, source))  # the other direction is a better guess than the default
-        for pair in pairs:
-            token_s[pair], round_trip_s[pair] = token_bytes / link.bandwidth, link.round_trip_s
+    sources, targets = (np.array([index[getattr(link, end)] for link in known], np.intp) for end in ("source", "target"))
+    seconds = token_bytes / np.array([link.bandwidth for link in known])
+    delays = np.array([link.round_trip_s for link in known])
+    # Where only the other direction was measured, that is a better guess than the default: it goes first.
+    for pairs in ((targets, sources), (sources, targets)):
+        token_s[pairs], round_trip_s[pairs] = seconds, delays
     np.fill_diagonal(token_s, 0.0)
     np.fill_diagonal(round_trip_s, 0.0)
     return token_s, round_trip_s
