@@ -269,7 +269,8 @@ def _links(snapshot: Snapshot, peers: list[PeerId], manifest: Manifest) -> tuple
     round_trip_s = np.full((count, count), snapshot.default_round_trip_s)
     index = {peer: n for n, peer in enumerate(peers)}
     known = [link for link in snapshot.links if link.source in index and link.target in index]
-    sources, targets = (np.array([index[getattr(link, end)] for link in known], np.intp) for end in ("source", "target"))
+    sources = np.array([index[link.source] for link in known], dtype=np.intp)
+    targets = np.array([index[link.target] for link in known], dtype=np.intp)
     seconds = token_bytes / np.array([link.bandwidth for link in known])
     delays = np.array([link.round_trip_s for link in known])
     # Where only the other direction was measured, that is a better guess than the default: it goes first.
