@@ -5,8 +5,9 @@ import pytest
 
 from helixnet.core.errors import UsageError
 from helixnet.core.plan.snapshot import Link, Snapshot
+from helixnet.planner.cluster import MBIT
 from helixnet.planner.problem import from_snapshot, require_room
-from helixnet.planner.random_swarm import INSIDE, MBIT, geo_swarm
+from helixnet.planner.random_swarm import INSIDE, geo_swarm
 from tests.planner.small_swarms import loopback_swarm
 
 
