@@ -222,8 +222,13 @@ class _Laying:
             state, option = state[kept], option[kept]
             self.exhaustive = False
         if len(state):
-            self._branch(layer, options[option], (left[state], supply[state], node[state]), wasted[state, option],
-                         ranked[state, option])
+            self._branch(
+                layer,
+                options[option],
+                (left[state], supply[state], node[state]),
+                wasted[state, option],
+                ranked[state, option],
+            )
 
     def _branch(
         self, layer: int, options: Counts, states: tuple[Counts, Matrix, Counts], waste: Matrix, rank: Matrix

@@ -7,6 +7,8 @@ others by as much. Moving a peer changes the shortage only in its windows, so sl
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,17 +30,18 @@ class Windows:
         ends = (starts == 0) + 2 * (starts + lengths == self.layers)
         self._allowed: Mask = (lengths <= rooms[:, ends]) & (starts + lengths <= self.layers)
         self._stops = np.minimum(starts + lengths, self.layers)
-        self.spans = list(spans)
-        self.own = np.zeros((len(spans), self.layers))
-        """What each peer supplies each layer with, tokens/s."""
-        self._held = np.zeros((len(spans), self.layers), dtype=bool)
-        for index, span in enumerate(spans):
-            self.put(index, span)
+        self._take(spans)
+
+    def holding(self, spans: Spans) -> Windows:
+        """The same windows with another placement."""
+        other = copy.copy(self)
+        other._take(spans)
+        return other
 
     @property
     def cells(self) -> int:
         """Array cells that the windows of one peer take."""
-        return self._stops.size
+        return int(self._stops.size)
 
     @property
     def supply(self) -> Matrix:
@@ -48,7 +51,6 @@ class Windows:
 
     def put(self, index: int, span: SpanOrNone) -> None:
         """Give a peer another span, or none."""
-        self.spans[index] = span
         self.own[index], self._held[index] = 0.0, False
         if span is not None:
             self.own[index, span.start : span.stop] = self.rates[index, len(span) - 1]
@@ -59,13 +61,16 @@ class Windows:
 
         Only windows that hold whatever nobody else holds of the peer's span. None if there is no such window.
         """
-        supply, rates = self.supply, self.rates[members][:, :, None]
+        supply = self.supply
         base = supply - self.own[members]
-        short = np.maximum(0.0, goal - base) ** 2
-        saved = short[:, None] - np.maximum(0.0, goal - base[:, None] - rates) ** 2
-        sums = np.zeros((len(members), saved.shape[1], self.layers + 1))
-        np.cumsum(saved, axis=2, out=sums[:, :, 1:])
-        saved = np.take_along_axis(sums, np.broadcast_to(self._stops, saved.shape), axis=2) - sums[:, :, :-1]
+        want = goal - base
+        short = np.maximum(0.0, want) ** 2
+        saved = np.full((len(members), *self._stops.shape), -np.inf)
+        sums = np.zeros((len(members), self.layers + 1))
+        for length in range(1, min(self.layers, saved.shape[1]) + 1):
+            rest = np.maximum(0.0, want - self.rates[members, length - 1, None])
+            np.cumsum(short - rest * rest, axis=1, out=sums[:, 1:])
+            saved[:, length - 1, : self.layers - length + 1] = sums[:, length:] - sums[:, :-length]
         saved[~self._usable(members)] = -np.inf
         now = float((np.maximum(0.0, goal - supply) ** 2).sum())
         saved += now - short.sum(axis=1)[:, None, None]
@@ -74,6 +79,14 @@ class Windows:
         if not np.isfinite(gain):
             return None
         return int(members[member]), Span(int(start), int(start + row + 1)), gain
+
+    def _take(self, spans: Spans) -> None:
+        self.own = np.zeros((len(spans), self.layers))
+        """What each peer supplies each layer with, tokens/s."""
+        self._held = np.zeros((len(spans), self.layers), dtype=bool)
+        for index, span in enumerate(spans):
+            if span is not None:
+                self.put(index, span)
 
     def _usable(self, members: NDArray[np.intp]) -> Mask:
         """Windows that fit and leave nothing uncovered that is covered now."""
