@@ -14,6 +14,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,9 +122,9 @@ class _States:
         """The five lists, in the order of `add`."""
         return self.left, self.supply, self.waste, self.rank, self.node
 
-    def take(self) -> list[NDArray[np.generic]]:
+    def take(self) -> list[NDArray[Any]]:
         """All states as five arrays; none are left."""
-        arrays: list[NDArray[np.generic]] = [np.concatenate(column) for column in self.columns()]
+        arrays: list[NDArray[Any]] = [np.concatenate(column) for column in self.columns()]
         for column in self.columns():
             column.clear()
         return arrays

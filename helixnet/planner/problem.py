@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
@@ -127,6 +127,22 @@ class Problem:
     def room(self, index: int, first: bool, last: bool) -> int:
         """The most layers that peer `index` can hold in a span that does or does not touch the model's ends."""
         return self.peers[index].layers_max[first + 2 * last]
+
+    def only(self, members: Sequence[int]) -> Problem:
+        """The problem of these peers alone, in the order given."""
+        chosen = np.ix_(members, members)
+        return replace(
+            self,
+            peers=tuple(self.peers[index] for index in members),
+            link_tokens_per_s=_frozen(self.link_tokens_per_s[chosen]),
+            link_s=_frozen(self.link_s[chosen]),
+            prompt_link_s=_frozen(self.prompt_link_s[chosen]),
+        )
+
+    def has_room(self) -> bool:
+        """Whether the peers together can hold every layer."""
+        ends = best_ends(self)
+        return ends is not None and chain_length(self, *ends) == self.layers
 
 
 def from_snapshot(snapshot: Snapshot, workload: Workload | None = None) -> Problem:

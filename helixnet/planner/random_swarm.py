@@ -20,7 +20,7 @@ from helixnet.planner.catalogue import GPUS, Gpu, roofline
 from helixnet.planner.cluster import MBIT, manifest_of
 from helixnet.planner.cluster_file import ModelEntry
 
-DATA_CENTRE_SHARE = 0.15
+HOMES = 0.85
 HOME_GPUS = (
     *("rtx3060", "rtx3070", "rtx3080", "rtx3090", "rtx4060ti", "rtx4070", "rtx4070ti", "rtx4080", "rtx4090"),
     *("rtx5070ti", "rtx5080", "rtx5090", "rx7900xtx", "m2-max", "m4-max"),
@@ -57,8 +57,10 @@ class _Line:
     round_trip_s: float
 
 
-def geo_swarm(seed: int, peers: int, regions: int, model: str = "llama-3.1-70b") -> Snapshot:
+def geo_swarm(seed: int, peers: int, regions: int, homes: float = HOMES, model: str = "llama-3.1-70b") -> Snapshot:
     """So many peers anywhere in so many regions, with a measured link between any two, both ways.
+
+    `homes` is the share of peers behind home lines; the others stand in data centres.
 
     Raises:
         UsageError: the model is not known by its name.
@@ -68,7 +70,7 @@ def geo_swarm(seed: int, peers: int, regions: int, model: str = "llama-3.1-70b")
     ids = [PeerId(f"peer-{n:04d}") for n in range(peers)]
     views, lines = [], []
     for peer in ids:
-        home = rng.random() >= DATA_CENTRE_SHARE
+        home = rng.random() < homes
         gpu = GPUS[rng.choice(HOME_GPUS if home else DATA_CENTRE_GPUS)]
         views.append(PeerView(peer=peer, capability=_capability(gpu, manifest, rng)))
         lines.append(_line(rng.randrange(regions), home, rng))

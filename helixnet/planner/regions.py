@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
@@ -46,6 +47,26 @@ def groups_of(problem: Problem) -> tuple[int, ...]:
     return tuple(int(label) for label in numbered)
 
 
+def teams_of(problem: Problem, groups: Sequence[int]) -> list[tuple[int, ...]]:
+    """Groups of peers, by index, each with room for the whole model: those without join the nearest.
+
+    One team of all peers where they cannot be parted.
+    """
+    by_group: dict[int, list[int]] = {}
+    for index, group in enumerate(groups):
+        by_group.setdefault(group, []).append(index)
+    teams = sorted(by_group.values())
+    able = [problem.only(team).has_room() for team in teams]
+    while len(teams) > 1 and not all(able):
+        weak = able.index(False)
+        others = [n for n in range(len(teams)) if n != weak]
+        near = min(others, key=lambda n: float(problem.link_s[np.ix_(teams[weak], teams[n])].mean()))
+        merged = sorted(teams[weak] + teams[near])
+        teams = [team for n, team in enumerate(teams) if n not in (weak, near)] + [merged]
+        able = [problem.only(team).has_room() for team in teams]
+    return [tuple(team) for team in sorted(teams)]
+
+
 def windows(problem: Problem, kinds: Kinds, groups: Sequence[int], flow: float, rng: random.Random) -> Counts:
     """Layers for each kind, [kind, 2]: the groups one after the other in some order, by what they can carry."""
     potential = (np.minimum(kinds.rates, flow) * np.arange(kinds.rates.shape[1])).max(axis=1) * kinds.counts()
@@ -56,3 +77,15 @@ def windows(problem: Problem, kinds: Kinds, groups: Sequence[int], flow: float, 
     ends = np.round(np.concatenate([[0.0], np.cumsum(shares)]) / shares.sum() * problem.layers).astype(np.int64)
     placed = {group: (ends[n], ends[n + 1]) for n, group in enumerate(order)}
     return np.array([placed[int(group)] for group in group_of])
+
+
+def throttled(problem: Problem, kinds: Kinds, scale: float) -> Kinds:
+    """The kinds with rates that their links can feed: a span of k layers takes tokens from those who stop within it.
+
+    On average k / layers of all peers do, each over a link of average width; `scale` times as many are counted.
+    """
+    count = len(problem.peers)
+    others = np.where(np.eye(count, dtype=bool), 0.0, problem.link_tokens_per_s)
+    width = others.sum(axis=0) / max(1, count - 1)
+    fed = np.array([width[list(members)].mean() for members in kinds.members]) * scale * count / problem.layers
+    return replace(kinds, rates=np.minimum(kinds.rates, fed[:, None] * np.arange(kinds.rates.shape[1])))
