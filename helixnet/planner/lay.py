@@ -182,7 +182,7 @@ class _Laying:
         if len(unique) > self.order.width:
             unique = unique[: self.order.width]
             self.exhaustive = False
-        return left[unique], supply[unique], waste[unique], rank[unique], node[unique]  # type: ignore[return-value]
+        return left[unique], supply[unique], waste[unique], rank[unique], node[unique]
 
     def _options(self, layer: int, left: Counts) -> Counts:
         """Which options may be placed at a layer."""

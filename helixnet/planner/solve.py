@@ -17,6 +17,7 @@ from helixnet.planner.milp import MILP_LAYER_CHOICES_MAX, MILP_PEERS_MAX, solve_
 from helixnet.planner.objective import BALANCED, Objective
 from helixnet.planner.predict import predict
 from helixnet.planner.problem import Cancelled, Problem, Spans, Workload, from_snapshot, require_room
+from helixnet.planner.replan import repaired_start
 from helixnet.planner.search import Search
 from helixnet.planner.starts import starts
 
@@ -84,6 +85,9 @@ def place(
         return exact or largest_flow(problem, built, rng, allowance.flow_work, stopped).spans
     laying_work = min(allowance.laying_work, allowance.laying_work_per_peer * count)
     built += laid_starts(problem, objective, rng, laying_work, stopped)
+    repaired = repaired_start(problem)
+    if repaired is not None:
+        built.append(repaired)
     return Search(problem, objective, rng, allowance.work_for(count), cancelled).run(built).spans
 
 

@@ -54,9 +54,9 @@ def test_one_region_is_near_and_several_are_as_far_apart_as_the_earth_allows() -
 
 
 def test_a_model_by_another_name_gives_another_problem() -> None:
-    assert geo_swarm(0, 5, 1, "llama-3.1-8b").manifest.layers == 32
+    assert geo_swarm(0, 5, 1, model="llama-3.1-8b").manifest.layers == 32
     with pytest.raises(UsageError, match="not known by name"):
-        geo_swarm(0, 5, 1, "llama-9")
+        geo_swarm(0, 5, 1, model="llama-9")
 
 
 def test_links_of_a_snapshot_count_in_their_direction_and_stand_in_for_the_other_if_that_was_not_measured() -> None:
