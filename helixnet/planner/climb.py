@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from helixnet.planner.bounds import coverage_bound
-from helixnet.planner.lay import Counts, Kinds, Order, lay
+from helixnet.planner.lay import Counts, Kinds, Order, kinds_of, lay
 from helixnet.planner.problem import Cancelled, Matrix, Problem, Spans
 from helixnet.planner.starts import with_everyone
 
@@ -26,6 +26,11 @@ WIDTH, WIDTH_KINDS, WIDTH_MIN = 40, 600, 4
 """States side by side; fewer (WIDTH_KINDS / kinds) where there are many kinds."""
 SHARE_MIN = 0.7
 """Lengths that carry less than this share of a peer's best are not tried."""
+PROOF_WIDTH, PROOF_ABOVE = 2000, 1e-6
+PROOF_KINDS_MAX = 4
+"""With more kinds of peers a proof would take far more states than that."""
+PROOF_TRIES = (4, 64)
+"""Layings after which it is tried to prove the best."""
 BOUND_MET = 1 - 1e-4
 """Share of the bound at which looking further cannot pay."""
 
@@ -47,8 +52,22 @@ def coverage_of(problem: Problem, spans: Spans) -> float:
     return float(supply.min())
 
 
+def prove(problem: Problem, value: float, width: int = PROOF_WIDTH) -> bool:
+    """Whether no placement covers every layer with more than `value` tokens/s, in the paper's capacity model.
+
+    Tried out to the end, one part in a million above `value`; False if that takes more states side by side.
+    """
+    kinds = kinds_of(problem)
+    order = Order(value * (1 + PROOF_ABOVE), np.ones(len(kinds.members)), width, share_min=0.0)
+    laid = lay(problem, kinds, order, random.Random(0))
+    return laid.exhaustive and laid.reached < problem.layers
+
+
 class Climb:
-    """One climb. `best` is None until a placement covers every layer; then it only gets better."""
+    """One climb. `best` is None until a placement covers every layer; then it only gets better.
+
+    `bound` is the coverage bound, and falls to the best's value once that is proven.
+    """
 
     def __init__(self, problem: Problem, kinds: Kinds, rng: random.Random, windows: Counts | None = None) -> None:
         self.best: Covered | None = None
@@ -57,6 +76,7 @@ class Climb:
         self._problem, self._kinds, self._rng, self._windows = problem, kinds, rng, windows
         self._width = max(WIDTH_MIN, min(WIDTH, WIDTH_KINDS // len(kinds.members)))
         self._centre: Matrix = np.zeros(len(kinds.members))
+        self._tries = 0
         self._first_aim = self.bound * FIRST_AIM
 
     @property
@@ -68,6 +88,9 @@ class Climb:
         """Lay until the work is used up, the bound is met, or cancelled."""
         while self.work < work_max and self.value < self.bound * BOUND_MET and not cancelled():
             self.step()
+            worth_a_proof = self._tries in PROOF_TRIES and len(self._kinds.members) <= PROOF_KINDS_MAX
+            if worth_a_proof and prove(self._problem, self.value):
+                self.bound = self.value
         return self.best
 
     def step(self) -> bool:
@@ -76,6 +99,7 @@ class Climb:
         order = Order(self._aim(), np.exp(prices), self._width, SHARE_MIN, windows=self._windows)
         laid = lay(self._problem, self._kinds, order, self._rng)
         self.work += laid.work
+        self._tries += 1
         if laid.reached < self._problem.layers:
             self._first_aim *= LOWER
             return False

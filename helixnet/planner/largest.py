@@ -88,6 +88,7 @@ class _Search:
         self.work = self._climb.work
         if self._climb.best is not None:
             flow = self.look(self._climb.best.spans)
+            self.bound = min(self.bound, self._climb.bound)
             self.links_bind = flow < LINKS_BIND * self._climb.best.tokens_per_s
 
     def part(self, work_max: int) -> None:

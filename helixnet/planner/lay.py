@@ -2,10 +2,10 @@
 
 The coverage form of the problem: where links do not bind, the max flow of a placement is the least supply of any
 layer, the summed T(k) of its holders. To reach a flow F, whoever is placed next may as well begin at the first layer
-that lacks supply: a span that begins earlier can be moved there without uncovering anything. So a placement is a
-sequence of choices (kind of peer, number of layers), and what makes it good is that little of what the peers could
-carry is wasted. A state's rank is its waste, at prices for the kinds: what is dear is kept for later. A beam that never
-dropped a state has tried everything; if it fails, no placement reaches F.
+that lacks supply (or, if too long for that, end with the model): a span that begins earlier can be moved there without
+uncovering anything. So a placement is a sequence of choices (kind of peer, number of layers), and what makes it good is
+that little of what the peers could carry is wasted. A state's rank is its waste, at prices for the kinds: what is dear
+is kept for later. A beam that never dropped a state has tried everything; if it fails, no placement reaches F.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Kinds:
 
     members: tuple[tuple[int, ...], ...]
     rates: Matrix
-    """T(k), [kind, k]; k from 0; 0 where there is no room. Never rises with k."""
+    """T(k), [kind, k]; k from 0; 0 where there is no room."""
     rooms: Counts
     """Most layers of a span that touches neither end, the first, the last, both; [kind, 4]."""
 
@@ -61,8 +61,6 @@ def kinds_of(problem: Problem, groups: Sequence[int] | None = None) -> Kinds:
         peer = problem.peers[members[0]]
         for k in range(1, max(peer.layers_max) + 1):
             rates[row, k] = peer.tokens_per_s(k)
-    # Who carries more with more layers may hold more and be counted with what it would carry with fewer.
-    rates[:, 1:] = np.minimum.accumulate(np.where(rates[:, 1:] > 0, rates[:, 1:], 0.0), axis=1)
     return Kinds(
         tuple(tuple(members) for members in found.values()),
         rates,
@@ -185,14 +183,16 @@ class _Laying:
         return left[unique], supply[unique], waste[unique], rank[unique], node[unique]
 
     def _options(self, layer: int, left: Counts) -> Counts:
-        """Which options may be placed at a layer."""
-        stop = layer + self.option_length
-        rooms = self.kinds.rooms[self.option_kind, (layer == 0) + 2 * (stop == self.layers).astype(int)]
-        allowed = (self.option_length <= rooms) & (stop <= self.layers) & (self.option_length <= self.reach)
-        allowed &= self.option_good | (stop == self.layers)
-        if self.order.windows is not None:
+        """Which options may be placed at a layer; one too long for what is left ends with the model's last layer."""
+        start = np.minimum(layer, self.layers - self.option_length)
+        stop = start + self.option_length
+        rooms = self.kinds.rooms[self.option_kind, (start == 0) + 2 * (stop == self.layers).astype(int)]
+        allowed = (start >= 0) & (self.option_length <= rooms) & (self.option_length <= self.reach)
+        if self.order.windows is None:
+            allowed &= self.option_good | (layer + self.option_length == self.layers)
+        else:
             windows = self.order.windows[self.option_kind]
-            allowed &= (layer >= windows[:, 0]) & (stop <= windows[:, 1])
+            allowed &= (start >= windows[:, 0]) & (stop <= windows[:, 1])
             allowed &= self.option_good | (stop == windows[:, 1])
         present = np.flatnonzero(left.any(axis=0))
         if len(present) > KINDS_TRIED:
@@ -212,6 +212,7 @@ class _Laying:
         longest = int(length.max())
         self.work += STEP_CELLS + len(left) * len(options) * longest
         want = self.order.flow - np.minimum(supply[:, :longest], self.order.flow)
+        want[:, self.layers - layer :] = 0.0
         given = np.where(np.arange(longest) < length[:, None], rate[:, None], 0.0)
         gain = np.minimum(want[:, None, :], given[None]).sum(axis=2)
         wasted = waste[:, None] + self.option_potential[options] - gain
@@ -263,7 +264,9 @@ class _Laying:
         spans: list[SpanOrNone] = [None] * self.count
         while node > 0:
             option, start = int(choices[node]), int(starts[node])
-            spans[free[self.option_kind[option]].pop()] = Span(start, start + int(self.option_length[option]))
+            length = int(self.option_length[option])
+            start = min(start, self.layers - length)
+            spans[free[self.option_kind[option]].pop()] = Span(start, start + length)
             node = int(parents[node])
         return tuple(spans), np.array([len(peers) for peers in free])
 

@@ -27,7 +27,7 @@ from helixnet.planner.problem import Problem, SpanOrNone, Spans
 from helixnet.planner.starts import longest_from
 from helixnet.planner.windows import Windows
 
-WORK, WORK_PER_PEER = 16_000_000, 80_000
+WORK, WORK_PER_PEER = 24_000_000, 100_000
 """Work of a repair unless told otherwise, at least and in large swarms; a unit is about 30 nanoseconds, an array cell
 filled."""
 EDGE_COST = {CapacityModel.PAPER: 20, CapacityModel.EXACT: 270}

@@ -31,8 +31,10 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     work_max: int = 300_000
     milp_nodes: int = 20_000
     """Of the exact solver's tree, for swarms small enough for it; 0 leaves it out."""
-    flow_work: int = 500_000_000
-    """Of the search for flow alone, in array cells; about 25 million take a second."""
+    flow_work: int = 620_000_000
+    """Of the search for flow alone, in array cells, at least; about 25 million take a second."""
+    flow_work_per_peer: int = 1_600_000
+    flow_work_max: int = 800_000_000
     laying_work: int = 40_000_000
     """Of laying placements that the search for everything else begins with, in the same unit, at most."""
     laying_work_per_peer: int = 1_000_000
@@ -40,6 +42,10 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     def work_for(self, peers: int) -> int:
         """Work of the search in a swarm of so many peers."""
         return min(self.work_max, self.work + self.work_per_peer * peers)
+
+    def flow_work_for(self, peers: int) -> int:
+        """Likewise of the search for flow alone."""
+        return min(self.flow_work_max, self.flow_work + self.flow_work_per_peer * peers)
 
 
 def solve(
@@ -82,7 +88,7 @@ def place(
     count = len(problem.peers)
     if objective.model is CapacityModel.PAPER and not objective.predicted:
         exact = _exactly(problem, allowance)
-        return exact or largest_flow(problem, built, rng, allowance.flow_work, stopped).spans
+        return exact or largest_flow(problem, built, rng, allowance.flow_work_for(count), stopped).spans
     laying_work = min(allowance.laying_work, allowance.laying_work_per_peer * count)
     built += laid_starts(problem, objective, rng, laying_work, stopped)
     repaired = repaired_start(problem)
