@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import msgspec
 
 from helixnet.core.types import Span
+from helixnet.daemon.wording import percent
 from helixnet.planner.case import Case
 from helixnet.planner.cluster import CATALOGUE
 from helixnet.planner.cluster_file import CLIENTS
@@ -14,6 +15,7 @@ from helixnet.planner.flow import OUTSIDE, CapacityModel, Edge, Routing, max_flo
 from helixnet.planner.objective import Objective
 from helixnet.planner.predict import forecast, predict
 from helixnet.planner.problem import Problem, Spans
+from helixnet.planner.survival import Survival
 
 
 class PeerLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +49,25 @@ class EdgeLine(msgspec.Struct, frozen=True, kw_only=True):
     limits: bool
 
 
+class Survives(msgspec.Struct, frozen=True, kw_only=True):
+    """What is left of the flow when any one peer leaves and nobody moves."""
+
+    share: float
+    asked: float
+    without: str
+    """The peer whose departure leaves least."""
+    estimated: bool
+    """By the supply of each layer, links aside: the swarm is too large for a flow per departure."""
+    reached: bool
+
+    def missed(self) -> str:
+        """What to tell who asked for more than there is."""
+        return (
+            f"the plan keeps {percent(self.share)} of its flow if {self.without} leaves, not the {percent(self.asked)} "
+            "asked for. Ask for less, search longer with --seconds, or add peers with --add."
+        )
+
+
 class PlanReport(msgspec.Struct, frozen=True, kw_only=True):
     """The whole answer. Peers by region and first layer, edges by layer."""
 
@@ -67,6 +88,8 @@ class PlanReport(msgspec.Struct, frozen=True, kw_only=True):
     edges: tuple[EdgeLine, ...]
     prompt_tokens: int
     output_tokens: int
+    survives: Survives | None = None
+    """None unless asked for."""
 
     @property
     def share_of_bound(self) -> float:
@@ -97,7 +120,7 @@ class PlanReport(msgspec.Struct, frozen=True, kw_only=True):
             },
             "rates": {peer.name: peer.rates for peer in self.by_name()},
             "seconds": self.seconds,
-        }
+        } | ({} if self.survives is None else {"survives": self.survives})
 
     def by_name(self) -> list[PeerLine]:
         """The peers in the order of their names."""
@@ -162,6 +185,18 @@ def report(case: Case, spans: Spans, objective_name: str, objective: Objective, 
         prompt_tokens=work.prompt_tokens,
         output_tokens=work.output_tokens,
     )
+
+
+def with_survival(report: PlanReport, problem: Problem, left: Survival, asked: float) -> PlanReport:
+    """The report with what the worst departure leaves."""
+    survives = Survives(
+        share=left.share,
+        asked=asked,
+        without=problem.peers[left.peer].peer,
+        estimated=left.estimated,
+        reached=left.reaches(asked),
+    )
+    return msgspec.structs.replace(report, survives=survives)
 
 
 def changed(before: PlanReport | None, problem: str, after: PlanReport, layer_bytes: int, unmoved: float) -> Change:

@@ -38,13 +38,18 @@ def headline(report: PlanReport) -> list[str]:
     """What the plan serves and what stops it from serving more."""
     counted = "" if report.flow_per_token == 1 else ", prompt tokens included"
     bound = f"{percent(report.share_of_bound)} of the proven bound of {amount(report.bound)}"
-    return [
+    said = [
         f"predicted {rate(report.tokens_per_s)} when busy · first token {seconds(report.ttft_s)} after a prompt of "
         f"{report.prompt_tokens} tokens, then one every {seconds(report.tpot_s)}",
         f"flow {rate(report.flow)}{counted}, {bound}",
         f"bottleneck: {report.bottleneck}",
         f"planned in {seconds(report.seconds)}",
     ]
+    if report.survives is not None:
+        left = report.survives
+        about = "about " if left.estimated else ""
+        said.insert(3, f"worst departure: if {left.without} leaves, {about}{percent(left.share)} of the flow is left")
+    return said
 
 
 def difference(report: PlanReport, change: Change) -> list[str]:

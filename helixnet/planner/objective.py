@@ -13,6 +13,9 @@ UNCOVERED = -1000.0
 """What each uncovered layer costs: worse than anything that serves, and less bad the fewer there are."""
 SERVES_MIN = UNCOVERED / 2
 """Every placement that covers all layers scores more than this, every other one less."""
+FLOOR_WEIGHT = 20.0
+"""What missing the floor altogether would cost: a hundredth of the flow missing costs as much as a fifth of the rate,
+which is more than any sensible way of getting it back does, and far less than an uncovered layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,8 @@ class Objective:
     """For each factor e of more requests in flight than saturation needs."""
     moves: float = 0.0
     """Against loading the whole swarm anew; in proportion to the layers loaded."""
+    floor: float = 0.0
+    """The share of the flow that should be left whichever peer leaves, 0 to 1; what is missing costs FLOOR_WEIGHT."""
 
 
 BALANCED = Objective(
@@ -107,6 +112,9 @@ def _extras(problem: Problem, objective: Objective, spans: Spans) -> float:
         value += objective.survival * survivable_share(spans, counts)
     if objective.moves:
         value -= objective.moves * moved_share(problem, spans)
+    if objective.floor:
+        left, _ = left_by_supply(problem, spans)
+        value -= FLOOR_WEIGHT * max(0.0, objective.floor - left)
     return value
 
 
@@ -124,6 +132,26 @@ def survivable_share(spans: Spans, counts: list[int]) -> float:
     held = [span for span in spans if span is not None]
     spared = sum(all(counts[layer] > 1 for layer in span.layers()) for span in held)
     return spared / len(held) if held else 0.0
+
+
+def left_by_supply(problem: Problem, spans: Spans) -> tuple[float, int]:
+    """About which share of the flow is left after the worst single departure, and whose that is; links aside.
+
+    A layer supplies the sum of its holders' T(k), and the flow is taken to be the least of these.
+    """
+    supply, largest, whose = [0.0] * problem.layers, [0.0] * problem.layers, [0] * problem.layers
+    for index, (peer, span) in enumerate(zip(problem.peers, spans, strict=True)):
+        if span is not None:
+            rate = peer.tokens_per_s(len(span))
+            for layer in span.layers():
+                supply[layer] += rate
+                if rate > largest[layer]:
+                    largest[layer], whose[layer] = rate, index
+    flow = min(supply)
+    if flow <= 0:
+        return 0.0, 0
+    left, layer = min((supply[layer] - largest[layer], layer) for layer in range(problem.layers))
+    return min(1.0, left / flow), whose[layer]
 
 
 def moved_share(problem: Problem, spans: Spans) -> float:
