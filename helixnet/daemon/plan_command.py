@@ -47,7 +47,7 @@ keys of --json (the last line of the output):
   flow_per_token (tokens of flow for each answered one: of an artifact, prompt tokens count too),
   prediction {tokens_per_s, ttft_s, tpot_s, bottleneck}, model, layers, objective, rates {peer: where they come from};
   with --add or --remove also change {before, problem_before, unmoved_tokens_per_s, moved_peers, moved_bytes}
-  with --survive also survives {share, asked, without: whose departure leaves least, estimated}
+  with --survive also survives {share, asked, reached, without: whose departure leaves least, estimated, room, needed}
   with --compare also comparison [{name, flow, tokens_per_s, ttft_s, tpot_s, hops, crossings, sessions}], this plan
   first, and front: those of which no other serves more at no more time per token, each also {weight, placement}
 Spans are half-open. docs/planning.md explains the cluster file, the artifact and the picture."""

@@ -59,13 +59,23 @@ class Survives(msgspec.Struct, frozen=True, kw_only=True):
     estimated: bool
     """By the supply of each layer, links aside: the swarm is too large for a flow per departure."""
     reached: bool
+    room: int
+    """Layers that the peers have room for together, at most."""
+    needed: int
+    """Room for two holders of each layer."""
 
     def missed(self) -> str:
         """What to tell who asked for more than there is."""
-        return (
+        said = (
             f"the plan keeps {percent(self.share)} of its flow if {self.without} leaves, not the {percent(self.asked)} "
-            "asked for. Ask for less, search longer with --seconds, or add peers with --add."
+            "asked for."
         )
+        if self.room < self.needed:
+            return (
+                f"{said} The peers have room for {self.room} layers, and two holders of each take {self.needed}: "
+                "add peers or memory."
+            )
+        return f"{said} Ask for less, search longer with --seconds, or add peers."
 
 
 class PlanReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -195,6 +205,8 @@ def with_survival(report: PlanReport, problem: Problem, left: Survival, asked: f
         without=problem.peers[left.peer].peer,
         estimated=left.estimated,
         reached=left.reaches(asked),
+        room=sum(max(peer.layers_max) for peer in problem.peers),
+        needed=2 * problem.layers,
     )
     return msgspec.structs.replace(report, survives=survives)
 

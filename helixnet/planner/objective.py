@@ -67,12 +67,13 @@ def score(problem: Problem, objective: Objective, spans: Spans) -> float:
     routing = max_flow(problem, spans, objective.model)
     if routing.tokens_per_s <= 0:
         return UNCOVERED  # links that carry nothing lie between
+    missing = _missing(problem, objective, spans, routing.tokens_per_s)
     if not objective.predicted:
-        return math.log(routing.tokens_per_s) + _extras(problem, objective, spans)
+        return math.log(routing.tokens_per_s) + _extras(problem, objective, spans) - missing
     outlook = forecast(problem, spans, routing)
     if outlook.tokens_per_s <= 0:
         return UNCOVERED  # no room for anyone's KV
-    return _served(objective, outlook) + _extras(problem, objective, spans)
+    return _served(objective, outlook) + _extras(problem, objective, spans) - missing
 
 
 def _served(objective: Objective, outlook: Forecast) -> float:
@@ -112,9 +113,6 @@ def _extras(problem: Problem, objective: Objective, spans: Spans) -> float:
         value += objective.survival * survivable_share(spans, counts)
     if objective.moves:
         value -= objective.moves * moved_share(problem, spans)
-    if objective.floor:
-        left, _ = left_by_supply(problem, spans)
-        value -= FLOOR_WEIGHT * max(0.0, objective.floor - left)
     return value
 
 
@@ -134,10 +132,17 @@ def survivable_share(spans: Spans, counts: list[int]) -> float:
     return spared / len(held) if held else 0.0
 
 
-def left_by_supply(problem: Problem, spans: Spans) -> tuple[float, int]:
-    """About which share of the flow is left after the worst single departure, and whose that is; links aside.
+def _missing(problem: Problem, objective: Objective, spans: Spans, flow: float) -> float:
+    """What it costs that the worst departure leaves less of `flow` than the floor."""
+    if not objective.floor:
+        return 0.0
+    return FLOOR_WEIGHT * max(0.0, objective.floor - left_by_supply(problem, spans, flow)[0])
 
-    A layer supplies the sum of its holders' T(k), and the flow is taken to be the least of these.
+
+def left_by_supply(problem: Problem, spans: Spans, flow: float) -> tuple[float, int]:
+    """About which share of `flow` is left after the worst single departure, and whose that is; links aside.
+
+    What is left is taken to be the least that a layer's other holders supply, each T(k).
     """
     supply, largest, whose = [0.0] * problem.layers, [0.0] * problem.layers, [0] * problem.layers
     for index, (peer, span) in enumerate(zip(problem.peers, spans, strict=True)):
@@ -147,9 +152,6 @@ def left_by_supply(problem: Problem, spans: Spans) -> tuple[float, int]:
                 supply[layer] += rate
                 if rate > largest[layer]:
                     largest[layer], whose[layer] = rate, index
-    flow = min(supply)
-    if flow <= 0:
-        return 0.0, 0
     left, layer = min((supply[layer] - largest[layer], layer) for layer in range(problem.layers))
     return min(1.0, left / flow), whose[layer]
 

@@ -38,11 +38,11 @@ def survival(problem: Problem, spans: Spans, model: CapacityModel = CapacityMode
 
     The max flow without each peer that carries something; for more than PEERS_MAX peers by the supply of each layer.
     """
-    if len(problem.peers) > PEERS_MAX:
-        return Survival(*left_by_supply(problem, spans), estimated=True)
     routing = max_flow(problem, spans, model)
     if routing.tokens_per_s <= 0:
         return Survival(0.0, 0)
+    if len(problem.peers) > PEERS_MAX:
+        return Survival(*left_by_supply(problem, spans, routing.tokens_per_s), estimated=True)
     left = [
         (max_flow(problem, (*spans[:index], None, *spans[index + 1 :]), model).tokens_per_s, index)
         for index, load in enumerate(routing.loads)
@@ -63,8 +63,10 @@ def place_surviving(
         share = survival(problem, spans, objective.model).share
         tries.append((share, spans))
         missing = floor - share
-        # Where even the estimate stays below the aim, a higher one changes nothing.
-        if missing <= ROUNDING or aim >= FLOOR_MAX or left_by_supply(problem, spans)[0] < aim - ROUNDING:
+        if missing <= ROUNDING or aim >= FLOOR_MAX:
             break
+        flow = max_flow(problem, spans, objective.model).tokens_per_s
+        if flow <= 0 or left_by_supply(problem, spans, flow)[0] < aim - ROUNDING:
+            break  # not even the estimate got there: a higher aim would change nothing
         aim = min(FLOOR_MAX, aim + missing)
     return max(tries, key=lambda each: each[0])[1]

@@ -102,6 +102,11 @@ def test_a_cluster_that_was_too_small_can_be_helped(tmp_path: Path, capsys: pyte
     [
         pytest.param(("/nowhere.toml",), "cannot be read", id="no-file"),
         pytest.param((EXAMPLE, "--seconds", "nan"), "--seconds is more than 0", id="nan-seconds"),
+        pytest.param((EXAMPLE, "--survive", "1"), "--survive is a share", id="survive-all"),
+        pytest.param((EXAMPLE, "--survive", "nan"), "--survive is a share", id="survive-nan"),
+        pytest.param(
+            (EXAMPLE, "--survive", "0.5", "--objective", "throughput-paper"), "other objectives", id="survive-paper"
+        ),
         pytest.param((EXAMPLE, "--add", "rtx9999@home"), "no GPU 'rtx9999'", id="unknown-gpu"),
         pytest.param((EXAMPLE, "--add", "t4@mars"), "region 'mars'", id="unknown-region"),
         pytest.param((EXAMPLE, "--remove", "zoe"), "no peer 'zoe'", id="unknown-peer"),
@@ -136,6 +141,60 @@ def test_names_from_the_file_cannot_write_markup(
     main(["plan", quick, "--html", str(picture)])
     assert "<tiny>" in capsys.readouterr().out
     assert "<tiny>" not in picture.read_text(encoding="utf-8")
+
+
+def test_a_comparison_has_the_plan_first_and_the_baselines(quick: str, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = said(capsys, quick, "--compare", "--seconds", "0.5")
+    rows = {row["name"]: row for row in answer["comparison"]}
+    assert next(iter(rows)) == "this plan"
+    assert {"petals", "uniform", "parallax"} <= rows.keys()
+    assert rows["this plan"]["flow"] == pytest.approx(answer["flow"], rel=1e-3)
+    assert rows["this plan"]["tokens_per_s"] == pytest.approx(answer["prediction"]["tokens_per_s"], rel=0.1)
+    figures = [(point["tokens_per_s"], point["tpot_s"]) for point in answer["front"]]
+    assert figures
+    assert figures == sorted(figures, reverse=True)
+    for point in answer["front"]:
+        assert {layer for start, stop in point["placement"].values() for layer in range(start, stop)} == set(range(6))
+        assert rows[point["name"]]["tpot_s"] == point["tpot_s"]
+
+
+def test_a_comparison_is_shown_below_the_plan(quick: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", quick, "--compare", "--seconds", "0.5"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^\| this plan +\| +[0-9.]+ \|", shown, re.MULTILINE)
+    assert shown.index("bottleneck:") < shown.index("| petals") < shown.index("Pareto front of tokens/s")
+    assert "crossings" not in shown  # all stand in one place
+
+
+def test_regions_of_the_file_tell_what_crosses(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = said(capsys, EXAMPLE, "--compare", "--seconds", "0.2")
+    assert all(row["crossings"] is not None for row in answer["comparison"])
+
+
+def test_without_a_comparison_or_a_floor_there_are_no_such_keys(quick: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert not {"comparison", "front", "survives"} & said(capsys, quick, "--seconds", "0.2").keys()
+
+
+def test_a_plan_survives_what_it_is_asked_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "roomy.toml"
+    path.write_text(QUICK.format(memory=8))
+    survives = said(capsys, str(path), "--survive", "0.6")["survives"]
+    assert survives["asked"] == 0.6
+    assert survives["share"] >= 0.6
+    assert survives["reached"]
+    assert survives["without"] in {"a-1", "a-2", "a-3"}
+    assert main(["plan", str(path), "--survive", "0.6"]) == 0
+    assert "worst departure: if a-" in capsys.readouterr().out
+
+
+def test_a_plan_that_cannot_survive_says_so_and_fails(quick: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", quick, "--survive", "0.6", "--json"]) == 1
+    out, err = capsys.readouterr()
+    survives = json.loads(out)["survives"]
+    assert survives["share"] < 0.6
+    assert not survives["reached"]
+    assert "not the 60 % asked for" in err
+    assert "room for 9 layers" in err
 
 
 THREE = ("--instance", "three", "--model", "tiny")
@@ -178,6 +237,23 @@ def test_a_machine_of_an_artifact_can_be_removed(artifact: str, capsys: pytest.C
     assert answer["placement"] == {"0": [0, 4], "1": [4, 6]}
     assert "2" in answer["change"]["before"]["placement"]
     assert answer["change"]["moved_bytes"] % 1_000_000 == 0
+
+
+def test_an_artifacts_stored_placements_are_compared_but_for_parts(
+    artifact: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [row["name"] for row in said(capsys, "--artifact", artifact, *THREE, "--compare")["comparison"]]
+    assert [name for name in names if name.startswith("stored")] == ["stored chain"]
+    without = said(capsys, "--artifact", artifact, *THREE, "--compare", "--remove", "2")["comparison"]
+    assert not [row for row in without if row["name"].startswith("stored")]
+    (Path(artifact) / "placements.json").unlink()
+    assert said(capsys, "--artifact", artifact, *THREE, "--compare")["front"]
+
+
+def test_the_papers_objective_is_compared_by_its_own_flow(artifact: str, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = said(capsys, "--artifact", artifact, *THREE, "--compare", "--objective", "throughput-paper")
+    assert answer["comparison"][0]["flow"] == pytest.approx(answer["flow"])
+    assert all(row["flow"] <= answer["flow"] * 1.000001 for row in answer["comparison"])
 
 
 def test_the_variable_stands_for_the_artifact_where_an_instance_is_named(
