@@ -11,7 +11,7 @@ from helixnet.planner.problem import Problem, Spans
 
 PEERS_MAX = 200
 """In larger swarms what is left is estimated: a flow for each departure takes too long."""
-TRIES = 3
+TRIES = 2
 """Solves at most, each aiming higher by what was missing in the last: objectives only estimate what is left."""
 FLOOR_MAX = 0.98
 """No aim is higher: nothing is left whole when a peer leaves that carries something."""

@@ -198,6 +198,7 @@ def test_a_plan_that_cannot_survive_says_so_and_fails(quick: str, capsys: pytest
 
 
 THREE = ("--instance", "three", "--model", "tiny")
+BRIEFLY = ("--seconds", "0.3")
 
 
 def test_an_artifacts_plan_has_the_same_keys(artifact: str, quick: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -242,16 +243,16 @@ def test_a_machine_of_an_artifact_can_be_removed(artifact: str, capsys: pytest.C
 def test_an_artifacts_stored_placements_are_compared_but_for_parts(
     artifact: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = [row["name"] for row in said(capsys, "--artifact", artifact, *THREE, "--compare")["comparison"]]
+    names = [row["name"] for row in said(capsys, "--artifact", artifact, *THREE, "--compare", *BRIEFLY)["comparison"]]
     assert [name for name in names if name.startswith("stored")] == ["stored chain"]
-    without = said(capsys, "--artifact", artifact, *THREE, "--compare", "--remove", "2")["comparison"]
+    without = said(capsys, "--artifact", artifact, *THREE, "--compare", *BRIEFLY, "--remove", "2")["comparison"]
     assert not [row for row in without if row["name"].startswith("stored")]
     (Path(artifact) / "placements.json").unlink()
-    assert said(capsys, "--artifact", artifact, *THREE, "--compare")["front"]
+    assert said(capsys, "--artifact", artifact, *THREE, "--compare", *BRIEFLY)["front"]
 
 
 def test_the_papers_objective_is_compared_by_its_own_flow(artifact: str, capsys: pytest.CaptureFixture[str]) -> None:
-    answer = said(capsys, "--artifact", artifact, *THREE, "--compare", "--objective", "throughput-paper")
+    answer = said(capsys, "--artifact", artifact, *THREE, "--compare", *BRIEFLY, "--objective", "throughput-paper")
     assert answer["comparison"][0]["flow"] == pytest.approx(answer["flow"])
     assert all(row["flow"] <= answer["flow"] * 1.000001 for row in answer["comparison"])
 
