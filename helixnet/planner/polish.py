@@ -171,7 +171,7 @@ class Polish:
 
     def _shifted(self, here: _Look) -> _Look:
         """Everyone behind some layer, one layer on or back; at the model's end spans are pushed back."""
-        cut, step = self._rng.integers(1, self.problem.layers), 1 if self._rng.random() < 0.5 else -1
+        cut, step = self._rng.integers(1, max(2, self.problem.layers)), 1 if self._rng.random() < 0.5 else -1
         moves = here.start >= cut
         start, stop = here.start + step * moves, here.stop + step * moves
         over = np.maximum(0, stop - self.problem.layers)

@@ -23,6 +23,8 @@ UNEVEN = 0.15
 """Standard deviation of the logarithm of a group's share of the layers, around its share of the compute."""
 HOP_S_MAX = 1e3
 """Seconds that stand for no link at all."""
+LINK_MAX = 1e12
+"""Tokens/s that stand for a link without limits."""
 
 
 def groups_of(problem: Problem) -> tuple[int, ...]:
@@ -85,7 +87,7 @@ def throttled(problem: Problem, kinds: Kinds, scale: float) -> Kinds:
     On average k / layers of all peers do, each over a link of average width; `scale` times as many are counted.
     """
     count = len(problem.peers)
-    others = np.where(np.eye(count, dtype=bool), 0.0, problem.link_tokens_per_s)
+    others = np.where(np.eye(count, dtype=bool), 0.0, np.minimum(problem.link_tokens_per_s, LINK_MAX))
     width = others.sum(axis=0) / max(1, count - 1)
     fed = np.array([width[list(members)].mean() for members in kinds.members]) * scale * count / problem.layers
     return replace(kinds, rates=np.minimum(kinds.rates, fed[:, None] * np.arange(kinds.rates.shape[1])))

@@ -13,7 +13,7 @@ from helixnet.core.model import Manifest
 from helixnet.core.plan.snapshot import Link, PeerView, Snapshot
 from helixnet.core.swarm.capability import Capability, RatePoint
 from helixnet.core.types import PeerId, Span
-from helixnet.planner.problem import Problem, Spans
+from helixnet.planner.problem import Problem, Spans, from_snapshot
 
 MB = 1_000_000
 
@@ -90,6 +90,17 @@ def random_swarm(seed: int, peers: int, layers: int, *, wide_links: bool = False
     ]
     default = 1e9 if wide_links else 1e6
     return Snapshot(manifest=model, peers=tuple(views), links=tuple(links), default_bandwidth=default)
+
+
+def large_swarm(seed: int, peers: int, layers: int) -> Problem:
+    """All peers different, links that never bind."""
+    rng = random.Random(seed)
+    views = tuple(
+        PeerView(peer=PeerId(f"p{n:03d}"), capability=capability(rng.uniform(30, 250), rng.uniform(0.3, 3)))
+        for n in range(peers)
+    )
+    model = manifest(layers, layer_mb=10.0, end_mb=15.0)
+    return from_snapshot(Snapshot(manifest=model, peers=views, default_bandwidth=1e12, default_round_trip_s=0.0))
 
 
 def spread_links(problem: Problem, rng: random.Random, decades: float) -> Problem:

@@ -9,7 +9,7 @@ import pytest
 
 from helixnet.core.plan.adoption import moved_bytes
 from helixnet.core.plan.plan import Assignment, Placement, Prediction
-from helixnet.core.plan.snapshot import PeerView, Snapshot
+from helixnet.core.plan.snapshot import Snapshot
 from helixnet.core.types import PeerId, Span
 from helixnet.planner.climb import Climb, coverage_of
 from helixnet.planner.fastflow import paper_max_flow, paper_routing
@@ -20,18 +20,7 @@ from helixnet.planner.problem import Matrix, Problem, Spans, from_snapshot
 from helixnet.planner.replan import WORK, Repair, link_groups, repair, repaired_start
 from helixnet.planner.starts import starts
 from helixnet.planner.windows import Windows
-from tests.planner.small_swarms import capability, loopback_swarm, manifest, random_swarm
-
-
-def large_swarm(seed: int, peers: int, layers: int) -> Problem:
-    """All peers different, links that never bind."""
-    rng = random.Random(seed)
-    views = tuple(
-        PeerView(peer=PeerId(f"p{n:03d}"), capability=capability(rng.uniform(30, 250), rng.uniform(0.3, 3)))
-        for n in range(peers)
-    )
-    model = manifest(layers, layer_mb=10.0, end_mb=15.0)
-    return from_snapshot(Snapshot(manifest=model, peers=views, default_bandwidth=1e12, default_round_trip_s=0.0))
+from tests.planner.small_swarms import large_swarm, loopback_swarm, random_swarm
 
 
 def climbed(problem: Problem, seed: int, work: int) -> Spans:

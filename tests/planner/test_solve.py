@@ -19,7 +19,7 @@ from helixnet.planner.solve import Budget, evaluate, solve
 from tests.planner.small_swarms import loopback_swarm, random_swarm
 
 ROOT = Path(__file__).parents[2]
-QUICK = Budget(work=5_000, work_per_peer=1_000)
+QUICK = Budget(work=5_000, work_per_peer=1_000, laying_work=400_000, flow_work=5_000_000)
 
 
 def spans_of(placement: Placement) -> dict[str, Span]:
@@ -130,7 +130,8 @@ def test_draining_peers_hold_nothing() -> None:
 def test_the_same_seed_gives_the_same_plan_in_another_process() -> None:
     program = (
         "import msgspec; from tests.planner.small_swarms import random_swarm; from helixnet.planner.solve import *\n"
-        "print(msgspec.json.encode(solve(random_swarm(11, 6, 12), 7, Budget(work=15_000, work_per_peer=0))).decode())"
+        "budget = Budget(work=15_000, work_per_peer=0, laying_work=400_000)\n"
+        "print(msgspec.json.encode(solve(random_swarm(11, 6, 12), 7, budget)).decode())"
     )
     answers = []
     for hash_seed in ("1", "2"):
@@ -148,7 +149,7 @@ def test_a_cancelled_search_still_gives_a_whole_plan() -> None:
 def test_the_papers_objective_uses_the_exact_solver_in_small_swarms() -> None:
     snapshot = random_swarm(4, peers=4, layers=6)
     placement = solve(snapshot, 1, Budget(work=0, work_per_peer=0), PAPER)
-    searched = solve(snapshot, 1, Budget(milp_nodes=0), PAPER)
+    searched = solve(snapshot, 1, Budget(milp_nodes=0, flow_work=5_000_000), PAPER)
     flows = [sum(f.tokens_per_s for f in p.flows if f.source is None) for p in (placement, searched)]
     assert flows[0] >= flows[1] * 0.999
 
