@@ -1,11 +1,19 @@
-"""A made-up artifact: three machines, six layers, all numbers small enough to check by hand."""
+"""A made-up artifact: three machines, six layers, all numbers small enough to check by hand; and where the real is."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+FOLDER = Path(os.environ.get("HELIXNET_ARTIFACT") or Path(__file__).parents[3] / "shared" / "helix")
+needs_data = pytest.mark.skipif(
+    not (FOLDER / "clusters.json").is_file(),
+    reason=f"the paper's instances are not in {FOLDER}: set HELIXNET_ARTIFACT to the folder with clusters.json",
+)
 Data = dict[str, Any]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,8 @@ from helixnet.planner.flow import CapacityModel, max_flow
 from helixnet.planner.objective import PAPER, SERVES_MIN, score
 from helixnet.planner.problem import require_room
 from helixnet.planner.solve import Budget, place
-from tests.planner.small_artifact import curve_of_big, mix, small_artifact, write
+from tests.planner.small_artifact import FOLDER, curve_of_big, mix, needs_data, small_artifact, write
 
-FOLDER = Path(os.environ.get("HELIXNET_ARTIFACT") or Path(__file__).parents[3] / "shared" / "helix")
-needs_data = pytest.mark.skipif(
-    not (FOLDER / "clusters.json").is_file(),
-    reason=f"the paper's instances are not in {FOLDER}: set HELIXNET_ARTIFACT to the folder with clusters.json",
-)
 Files = dict[str, dict[str, Any]]
 
 
