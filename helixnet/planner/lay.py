@@ -96,7 +96,7 @@ class Laid:
     left: Counts
     """Peers of each kind without a span."""
     exhaustive: bool
-    """No state was dropped and no length left out: a failure proves that spans with these rates cannot have the flow."""
+    """No state was dropped and no length left out: a failure proves that no spans with these rates have the flow."""
     work: int
     """Array cells filled."""
 
