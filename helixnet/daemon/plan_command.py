@@ -31,6 +31,8 @@ ARTIFACT = "HELIXNET_ARTIFACT"
 SECONDS_MAX = 3600.0
 WORK_UNITS_PER_S = 125_000
 """A unit of the search's work is about 8 microseconds; the clock ends what turns out slower."""
+CELLS_PER_S, LAYING_SHARE = 50_000_000, 0.2
+"""Array cells that laying and polishing fill, and the share of the time for laying where the search comes after."""
 SMALL_PEERS = 12
 """Larger swarms get more effort from a person's command than from a live swarm, which plans again and again: some
 fifteen seconds."""
@@ -331,7 +333,17 @@ def _budget(problem: Problem, seconds: float | None) -> Budget | None:
 
     if seconds is not None:
         work = max(1, int(seconds * WORK_UNITS_PER_S))
-        return Budget(work=work, work_per_peer=0, work_max=work)
+        cells = max(1, int(seconds * CELLS_PER_S))
+        return Budget(
+            work=work,
+            work_per_peer=0,
+            work_max=work,
+            flow_work=cells,
+            flow_work_per_peer=0,
+            flow_work_max=cells,
+            laying_work=int(cells * LAYING_SHARE),
+            laying_work_per_peer=cells,
+        )
     if len(problem.peers) <= SMALL_PEERS:
         return None
     return Budget(

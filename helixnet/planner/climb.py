@@ -20,8 +20,8 @@ FIRST_AIM, LOWER = 0.85, 0.9
 """Share of the bound tried first, and what is left of an aim that failed while there is no placement yet."""
 REACH, STEP_MIN = 0.3, 0.001
 """Later aims lie anywhere up to this part of the way from the best to the bound, and at least so much above it."""
-SPREAD = 0.1
-"""Standard deviation of the logarithms of the prices drawn."""
+SPREADS = (0.05, 0.1, 0.15)
+"""Standard deviations of the logarithms of the prices drawn, one of them each time."""
 WIDTH, WIDTH_KINDS, WIDTH_MIN = 40, 600, 4
 """States side by side; fewer (WIDTH_KINDS / kinds) where there are many kinds."""
 SHARE_MIN = 0.7
@@ -119,6 +119,7 @@ class Climb:
         """Logarithms of prices: none at first, then drawn between no preference and what led to the best."""
         if self.work == 0:
             return np.zeros_like(self._centre)
-        drawn = np.array([self._rng.gauss(0.0, SPREAD) for _ in self._centre])
+        spread = self._rng.choice(SPREADS)
+        drawn = np.array([self._rng.gauss(0.0, spread) for _ in self._centre])
         prices: Matrix = self._centre * self._rng.random() + drawn
         return prices

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -46,6 +46,8 @@ class Found:
 
     spans: Spans
     tokens_per_s: float
+    links_bind: bool = False
+    """Links keep it below what its peers could carry."""
 
 
 def largest_flow(
@@ -62,7 +64,7 @@ def largest_flow(
     search.part(int(work_max * TEAMS_SHARE))
     search.lay_regions(search.work + int((work_max - search.work) * LAY_SHARE))
     search.polish(work_max)
-    return search.best
+    return replace(search.best, links_bind=True)
 
 
 class _Search:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterator
 
@@ -100,13 +101,23 @@ def _elsewhere(problem: Problem, spans: Spans, rng: random.Random) -> Spans | No
 
 
 def _deal_anew(problem: Problem, spans: Spans, rng: random.Random) -> Spans | None:
-    """A chain of some peers in any order, the rest where they help: leaves valleys that no small step leaves."""
+    """A chain of some peers in any order, the rest where they help: leaves valleys that no small step leaves.
+
+    The peers hold as many layers as suits their speed or, every other time, any number.
+    """
     members = [index for index, span in enumerate(spans) if span is not None]
     if len(members) > DEALT_MAX:
         return None
     rng.shuffle(members)
-    dealt = chain(problem, members[: rng.randint(1, len(members))])
+    order = members[: rng.randint(1, min(len(members), problem.layers))]
+    dealt = chain(problem, order) if rng.random() < 0.5 else _cut_anywhere(problem, len(spans), order, rng)
     return with_everyone(problem, dealt) if dealt is not None else None
+
+
+def _cut_anywhere(problem: Problem, count: int, order: list[int], rng: random.Random) -> Spans | None:
+    seams = [0, *sorted(rng.sample(range(1, problem.layers), len(order) - 1)), problem.layers]
+    ends = dict(zip(order, itertools.pairwise(seams), strict=True))
+    return _with(problem, (None,) * count, ends)
 
 
 MOVES: tuple[Move, ...] = (_slide, _stretch, _move_seam, _swap, _align, _follow, _elsewhere, _deal_anew)

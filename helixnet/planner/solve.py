@@ -12,14 +12,19 @@ from helixnet.core.plan.snapshot import Snapshot
 from helixnet.core.types import PeerId
 from helixnet.planner.flow import OUTSIDE, CapacityModel, max_flow
 from helixnet.planner.laid import laid_starts
-from helixnet.planner.largest import largest_flow
+from helixnet.planner.largest import ROAM_PEERS_MAX, largest_flow
 from helixnet.planner.milp import MILP_LAYER_CHOICES_MAX, MILP_PEERS_MAX, solve_exactly
-from helixnet.planner.objective import BALANCED, Objective
+from helixnet.planner.objective import BALANCED, PAPER, Objective
 from helixnet.planner.predict import predict
 from helixnet.planner.problem import Cancelled, Problem, Spans, Workload, from_snapshot, require_room
 from helixnet.planner.replan import repaired_start
 from helixnet.planner.search import Search
 from helixnet.planner.starts import starts
+
+BY_FLOW_SHARE = 0.25
+"""Of the work for flow alone, for a search that computes each flow, where links bind."""
+CELLS_PER_WORK = 200
+"""Array cells filled in the time of one unit of such a search's work."""
 
 
 class Budget(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,10 +36,10 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     work_max: int = 300_000
     milp_nodes: int = 20_000
     """Of the exact solver's tree, for swarms small enough for it; 0 leaves it out."""
-    flow_work: int = 620_000_000
+    flow_work: int = 600_000_000
     """Of the search for flow alone, in array cells, at least; about 25 million take a second."""
-    flow_work_per_peer: int = 1_600_000
-    flow_work_max: int = 800_000_000
+    flow_work_per_peer: int = 10_000_000
+    flow_work_max: int = 1_050_000_000
     laying_work: int = 40_000_000
     """Of laying placements that the search for everything else begins with, in the same unit, at most."""
     laying_work_per_peer: int = 1_000_000
@@ -88,7 +93,7 @@ def place(
     count = len(problem.peers)
     if objective.model is CapacityModel.PAPER and not objective.predicted:
         exact = _exactly(problem, allowance)
-        return exact or largest_flow(problem, built, rng, allowance.flow_work_for(count), stopped).spans
+        return exact or _largest(problem, built, rng, allowance.flow_work_for(count), stopped)
     laying_work = min(allowance.laying_work, allowance.laying_work_per_peer * count)
     built += laid_starts(problem, objective, rng, laying_work, stopped)
     repaired = repaired_start(problem)
@@ -129,6 +134,16 @@ def evaluate(
     given = {assignment.peer: assignment.span for assignment in assignments}
     spans = tuple(given.get(peer.peer) for peer in problem.peers)
     return to_placement(problem, spans, model)
+
+
+def _largest(problem: Problem, built: list[Spans], rng: random.Random, work: int, stopped: Cancelled) -> Spans:
+    """The spans with the largest flow found; small swarms whose links bind are also searched flow by flow."""
+    small = len(problem.peers) <= ROAM_PEERS_MAX
+    found = largest_flow(problem, built, rng, int(work * (1 - BY_FLOW_SHARE)) if small else work, stopped)
+    if not small or not found.links_bind:
+        return found.spans
+    search = Search(problem, PAPER, rng, int(work * BY_FLOW_SHARE / CELLS_PER_WORK), stopped)
+    return search.run([found.spans]).spans
 
 
 def _exactly(problem: Problem, budget: Budget) -> Spans | None:
