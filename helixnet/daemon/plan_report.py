@@ -11,9 +11,9 @@ from helixnet.daemon.wording import percent
 from helixnet.planner.case import Case
 from helixnet.planner.cluster import CATALOGUE
 from helixnet.planner.cluster_file import CLIENTS
-from helixnet.planner.flow import OUTSIDE, CapacityModel, Edge, Routing, max_flow
+from helixnet.planner.flow import OUTSIDE, CapacityModel, Edge, Routing
 from helixnet.planner.objective import Objective
-from helixnet.planner.predict import forecast, predict
+from helixnet.planner.predict import forecast, planned_routing, predict
 from helixnet.planner.problem import Problem, Spans
 from helixnet.planner.survival import Survival
 
@@ -175,7 +175,7 @@ class _Solved:
 def report(case: Case, spans: Spans, objective_name: str, objective: Objective, seconds: float) -> PlanReport:
     """The report of a placement in its case; `seconds` is what finding it took."""
     problem, work = case.problem, case.workload
-    routing = max_flow(problem, spans, objective.model, final=True)
+    routing = planned_routing(problem, spans, objective.model)
     told = predict(problem, spans, routing)
     solved = _Solved(problem, spans, routing, _limits(problem, spans, routing))
     return PlanReport(

@@ -16,7 +16,7 @@ from helixnet.planner.flow import edge_arrays
 from helixnet.planner.lay import Kinds, Order, kinds_of, lay
 from helixnet.planner.objective import Objective, Scored, score
 from helixnet.planner.problem import Cancelled, Problem, Spans
-from helixnet.planner.regions import groups_of, windows
+from helixnet.planner.regions import groups_of, roomy, windows
 from helixnet.planner.starts import with_everyone
 
 AIMS = (0.3, 0.97)
@@ -27,6 +27,9 @@ PRICES = 0.1
 """Standard deviation of the logarithms of the prices."""
 WIDTH, WIDTH_KINDS, WIDTH_MIN = 12, 300, 3
 SHARE_MIN = 0.5
+ROOMY_SHARE, ROOMY_SPREAD = 0.6, 0.5
+"""Share of the layings in which layers must have KV room too; standard deviation of the logarithm of how much of it for
+each token/s, around what the peers have to offer."""
 EDGE_CELLS = 1000
 """Work of a score for each edge of its flow, in cells."""
 BEST = 4
@@ -45,6 +48,8 @@ def laid_starts(
         together = max(groups) == 0 or rng.random() < 0.5
         kinds = whole if together else apart
         aim = bound * rng.uniform(*AIMS)
+        if rng.random() < ROOMY_SHARE:
+            kinds = roomy(problem, kinds, math.exp(rng.gauss(0.0, ROOMY_SPREAD)))
         laid = lay(problem, kinds, _order(problem, kinds, None if together else groups, aim, bound, rng), rng)
         work += laid.work
         if laid.reached < problem.layers:

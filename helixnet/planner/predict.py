@@ -12,18 +12,20 @@ placements (70B, unchunked prompts) it is within some 25 %, and in the same orde
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from helixnet.core.plan.plan import Prediction
 from helixnet.core.types import Span
 from helixnet.planner.bounds import proven_bound
-from helixnet.planner.flow import OUTSIDE, Edge, Routing
+from helixnet.planner.flow import OUTSIDE, CapacityModel, Edge, Routing, max_flow
 from helixnet.planner.problem import Problem, Spans
 
 BISECTIONS = 14
 """Enough for a ten-thousandth of the flow."""
+SPREAD_MIN = 0.99
+"""Share of what the quickest hops would serve that an evenly spread flow must serve."""
 NAME_CHARS = 6
 """Peers are called by the end of their ids, as in every other message ..."""
 NAME_CHARS_MAX = 40
@@ -87,6 +89,13 @@ def forecast(problem: Problem, spans: Spans, routing: Routing) -> Forecast:
         kv_limited=saturated < ceiling * KV_LIMITED,
         hops=sum(part.visits for part in parts),
     )
+
+
+def planned_routing(problem: Problem, spans: Spans, model: CapacityModel) -> Routing:
+    """The flow spread over peers that can share it, unless the quickest hops are predicted to serve more."""
+    spread, quick = max_flow(problem, spans, model, final=True), max_flow(problem, spans, model)
+    served = [forecast(problem, spans, routing).tokens_per_s for routing in (spread, quick)]
+    return replace(quick, limits=spread.limits) if served[0] < SPREAD_MIN * served[1] else spread
 
 
 def predict(problem: Problem, spans: Spans, routing: Routing) -> Prediction:

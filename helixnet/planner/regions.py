@@ -91,3 +91,22 @@ def throttled(problem: Problem, kinds: Kinds, scale: float) -> Kinds:
     width = others.sum(axis=0) / max(1, count - 1)
     fed = np.array([width[list(members)].mean() for members in kinds.members]) * scale * count / problem.layers
     return replace(kinds, rates=np.minimum(kinds.rates, fed[:, None] * np.arange(kinds.rates.shape[1])))
+
+
+def roomy(problem: Problem, kinds: Kinds, scale: float) -> Kinds:
+    """The kinds with rates no higher than their KV room is worth, so that layers with supply have room as well.
+
+    At `scale` 1 a request's room is worth as many tokens/s as all peers together offer for each.
+    """
+    lengths = np.arange(kinds.rates.shape[1])
+    room = np.zeros_like(kinds.rates)
+    for row, members in enumerate(kinds.members):
+        held = problem.peers[members[0]].kv_token_layers[: len(lengths)]
+        room[row, : len(held)] = held
+        room[row, len(held) :] = held[-1]
+    requests = room / (np.maximum(lengths, 1) * problem.session_tokens)
+    offered = ((kinds.rates * lengths).max(axis=1) * kinds.counts()).sum()
+    held_at_most = ((np.where(kinds.rates > 0, requests, 0.0) * lengths).max(axis=1) * kinds.counts()).sum()
+    if held_at_most <= 0:
+        return kinds
+    return replace(kinds, rates=np.minimum(kinds.rates, requests * (scale * offered / held_at_most)))

@@ -10,12 +10,12 @@ import msgspec
 from helixnet.core.plan.plan import Assignment, Flow, Placement
 from helixnet.core.plan.snapshot import Snapshot
 from helixnet.core.types import PeerId
-from helixnet.planner.flow import OUTSIDE, CapacityModel, max_flow
+from helixnet.planner.flow import OUTSIDE, CapacityModel
 from helixnet.planner.laid import laid_starts
 from helixnet.planner.largest import ROAM_PEERS_MAX, largest_flow
 from helixnet.planner.milp import MILP_LAYER_CHOICES_MAX, MILP_PEERS_MAX, solve_exactly
 from helixnet.planner.objective import BALANCED, PAPER, Objective
-from helixnet.planner.predict import predict
+from helixnet.planner.predict import planned_routing, predict
 from helixnet.planner.problem import Cancelled, Problem, Spans, Workload, from_snapshot, require_room
 from helixnet.planner.replan import repaired_start
 from helixnet.planner.search import Search
@@ -104,7 +104,7 @@ def place(
 
 def to_placement(problem: Problem, spans: Spans, model: CapacityModel) -> Placement:
     """The flows and the prediction that these spans give; a prediction of zero if they cannot serve."""
-    routing = max_flow(problem, spans, model, final=True)
+    routing = planned_routing(problem, spans, model)
     assignments = [
         Assignment(peer.peer, span) for peer, span in zip(problem.peers, spans, strict=True) if span is not None
     ]

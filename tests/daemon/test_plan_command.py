@@ -63,6 +63,7 @@ def test_json_holds_a_whole_plan(quick: str, capsys: pytest.CaptureFixture[str])
     assert set(answer["rates"].values()) == {"catalogue"}
 
 
+@pytest.mark.slow
 def test_the_same_file_gives_the_same_plan(quick: str, capsys: pytest.CaptureFixture[str]) -> None:
     answers = [said(capsys, quick), said(capsys, quick)]
     for answer in answers:
@@ -77,6 +78,7 @@ def test_every_objective_plans(quick: str, objective: str, capsys: pytest.Captur
     assert answer["flow"] > 0
 
 
+@pytest.mark.slow
 def test_adding_and_removing_shows_the_difference(quick: str, capsys: pytest.CaptureFixture[str]) -> None:
     change = said(capsys, quick, "--add", "rtx4090", "--remove", "a-1")["change"]
     assert "a-1" in change["before"]["placement"]
@@ -175,6 +177,7 @@ def test_without_a_comparison_or_a_floor_there_are_no_such_keys(quick: str, caps
     assert not {"comparison", "front", "survives"} & said(capsys, quick, "--seconds", "0.2").keys()
 
 
+@pytest.mark.slow
 def test_a_plan_survives_what_it_is_asked_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "roomy.toml"
     path.write_text(QUICK.format(memory=8))
@@ -233,6 +236,7 @@ def test_an_artifact_is_shown_and_drawn(artifact: str, tmp_path: Path, capsys: p
     assert "BIG" in picture.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_machine_of_an_artifact_can_be_removed(artifact: str, capsys: pytest.CaptureFixture[str]) -> None:
     answer = said(capsys, "--artifact", artifact, *THREE, "--remove", "2")
     assert answer["placement"] == {"0": [0, 4], "1": [4, 6]}
@@ -240,6 +244,7 @@ def test_a_machine_of_an_artifact_can_be_removed(artifact: str, capsys: pytest.C
     assert answer["change"]["moved_bytes"] % 1_000_000 == 0
 
 
+@pytest.mark.slow
 def test_an_artifacts_stored_placements_are_compared_but_for_parts(
     artifact: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -257,6 +262,7 @@ def test_the_papers_objective_is_compared_by_its_own_flow(artifact: str, capsys:
     assert all(row["flow"] <= answer["flow"] * 1.000001 for row in answer["comparison"])
 
 
+@pytest.mark.slow
 def test_the_variable_stands_for_the_artifact_where_an_instance_is_named(
     artifact: str, quick: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

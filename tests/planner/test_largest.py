@@ -23,8 +23,16 @@ from helixnet.planner.starts import starts
 from tests.planner.best_of_all import best_of_all
 from tests.planner.small_swarms import loopback_swarm, random_swarm, spread_links
 
+pytestmark = pytest.mark.slow
+
 TINY = Budget(
-    work=500, work_per_peer=100, milp_nodes=200, flow_work=1_000_000, laying_work=200_000, laying_work_per_peer=50_000
+    work=500,
+    work_per_peer=100,
+    milp_nodes=200,
+    flow_work=1_000_000,
+    flow_work_per_peer=0,
+    laying_work=200_000,
+    laying_work_per_peer=50_000,
 )
 
 
@@ -68,6 +76,7 @@ def test_cancelled_at_once_it_gives_the_best_start() -> None:
         assert found.tokens_per_s == max(paper_max_flow(problem, spans) for spans in built)
 
 
+@pytest.mark.slow
 def test_cancelled_on_the_way_it_gives_the_best_so_far() -> None:
     problem, asked = swarm(3, peers=9, layers=12), 0
 
@@ -137,6 +146,7 @@ def test_where_links_bind_it_finds_nearly_the_best_in_most_tiny_swarms(peers: in
     goal=st.sampled_from(sorted(PRESETS)),
     exact=st.booleans(),
 )
+@pytest.mark.slow
 def test_every_goal_gets_a_placement_that_fits_and_covers(
     seed: int, peers: int, layers: int, decades: float | None, goal: str, exact: bool
 ) -> None:

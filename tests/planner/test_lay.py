@@ -78,11 +78,11 @@ def test_peers_are_of_one_kind_when_nothing_tells_them_apart() -> None:
     assert (rates[:, 0] == 0).all()
 
 
-def test_a_rate_that_rises_with_more_layers_counts_as_the_lower_one() -> None:
+def test_rates_are_taken_as_they_are_even_where_they_rise_with_more_layers() -> None:
     (problem,) = wide_swarms(1, peers=2, layers=4)
     odd = replace(problem.peers[0], layers_max=(4, 4, 4, 4), capacity=(100.0, 100.0, 240.0, 240.0, 400.0))
     kinds = kinds_of(replace(problem, peers=(odd, odd)))
-    assert kinds.rates.tolist() == [[0.0, 100.0, 100.0, 80.0, 80.0]]
+    assert kinds.rates.tolist() == [[0.0, 100.0, 120.0, 80.0, 100.0]]
 
 
 @pytest.mark.parametrize(("peers", "layers"), [(1, 3), (2, 4), (3, 2), (3, 4)])
@@ -167,6 +167,7 @@ def test_the_same_seed_lays_the_same() -> None:
     assert one.left.tolist() == two.left.tolist()
 
 
+@pytest.mark.slow
 def test_the_same_seed_lays_and_places_the_same_in_another_process() -> None:
     program = "\n".join(
         (
@@ -177,7 +178,7 @@ def test_the_same_seed_lays_and_places_the_same_in_another_process() -> None:
             "problem = from_snapshot(random_swarm(5, 8, 9))",
             "kinds = kinds_of(problem)",
             "print(lay(problem, kinds, Order(50.0, np.ones(len(kinds.members)), 5, 0.5), random.Random(3)))",
-            "print(place(problem, 7, Budget(flow_work=3_000_000, milp_nodes=0), PAPER))",
+            "print(place(problem, 7, Budget(flow_work=3_000_000, flow_work_per_peer=0, milp_nodes=0), PAPER))",
         )
     )
     answers = []

@@ -13,6 +13,8 @@ from helixnet.planner.problem import Problem, from_snapshot
 from tests.planner.best_of_all import best_of_all
 from tests.planner.small_swarms import random_swarm
 
+pytestmark = pytest.mark.slow
+
 NODES_MAX = 100_000
 
 

@@ -47,6 +47,7 @@ def test_what_it_says_is_the_flow_of_spans_that_fit_and_no_less_than_it_began_wi
         assert span is None or problem.fits(index, span.start, span.stop)
 
 
+@pytest.mark.slow
 def test_it_gets_better_where_links_bind() -> None:
     gains = []
     for seed in range(6):
@@ -69,6 +70,7 @@ def test_rounds_go_on_with_the_best_of_those_before() -> None:
     assert polish.work >= 2_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_links_of_changed_spans_add_up_as_from_the_beginning(seed: int) -> None:
     problem = swarm(10 * seed, peers=3 + 2 * seed, layers=4 + 3 * seed)

@@ -151,6 +151,7 @@ def test_when_a_link_dies_the_flow_is_led_around_it(seed: int) -> None:
     assert repaired.tokens_per_s > repaired.unmoved_tokens_per_s
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("model", CapacityModel)
 def test_whatever_happened_a_repair_is_valid_and_the_same_again(seed: int, model: CapacityModel) -> None:
