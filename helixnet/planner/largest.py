@@ -51,11 +51,11 @@ class Found:
 
 
 def largest_flow(
-    problem: Problem, starts: list[Spans], rng: random.Random, work_max: int, cancelled: Cancelled
+    problem: Problem, built: list[Spans], rng: random.Random, work_max: int, cancelled: Cancelled
 ) -> Found:
-    """The best placement found; at least the best of `starts`, of which there is one or more."""
+    """The best placement found; at least the best of `built`, of which there is one or more."""
     search = _Search(problem, rng, cancelled)
-    for spans in starts:
+    for spans in built:
         search.look(spans)
     search.climb(int(work_max * FIRST_SHARE))
     if not search.links_bind:
