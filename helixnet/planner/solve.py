@@ -40,9 +40,9 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     """Of the search for flow alone, in array cells, at least; about 25 million take a second."""
     flow_work_per_peer: int = 10_000_000
     flow_work_max: int = 1_050_000_000
-    laying_work: int = 40_000_000
+    laying_work: int = 100_000_000
     """Of laying placements that the search for everything else begins with, in the same unit, at most."""
-    laying_work_per_peer: int = 1_000_000
+    laying_work_per_peer: int = 3_000_000
 
     def work_for(self, peers: int) -> int:
         """Work of the search in a swarm of so many peers."""
@@ -139,7 +139,7 @@ def evaluate(
 def _largest(problem: Problem, built: list[Spans], rng: random.Random, work: int, stopped: Cancelled) -> Spans:
     """The spans with the largest flow found; small swarms whose links bind are also searched flow by flow."""
     small = len(problem.peers) <= ROAM_PEERS_MAX
-    found = largest_flow(problem, built, rng, int(work * (1 - BY_FLOW_SHARE)) if small else work, stopped)
+    found = largest_flow(problem, built, rng, int(work * (1 - BY_FLOW_SHARE)), stopped)
     if not small or not found.links_bind:
         return found.spans
     search = Search(problem, PAPER, rng, int(work * BY_FLOW_SHARE / CELLS_PER_WORK), stopped)
