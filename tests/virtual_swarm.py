@@ -35,9 +35,8 @@ from helixnet.core.model import Manifest
 from helixnet.core.peer import Peer, PeerConfig, PeerFacts, members_key
 from helixnet.core.plan.plan import Assignment, Flow, Placement, Prediction, uncovered
 from helixnet.core.plan.snapshot import Snapshot
-from helixnet.core.route.pipeline import Pipeline
+from helixnet.core.route.follow import SwarmView
 from helixnet.core.route.request import Request, RequestConfig, RequestSpec
-from helixnet.core.route.router import Router
 from helixnet.core.stage.work import Done, Work
 from helixnet.core.swarm.capability import Capability, RatePoint
 from helixnet.core.swarm.records import decode_record
@@ -185,8 +184,7 @@ class Client:
 
     name: PeerId
     request: Request
-    view: wire.View | None = None
-    router: Router | None = None
+    followed: SwarmView
     events: list[Event] = field(default_factory=list)
 
 
@@ -241,11 +239,9 @@ class VirtualSwarm:
         )
         ids = (SessionId(f"{name}-{number}") for number in itertools.count())
 
-        def pick(masked: frozenset[PeerId]) -> Pipeline | str:
-            return self._pick(me, masked) or "There is no way."
-
-        request = Request(spec, pick, lambda: next(ids), config or RequestConfig(), self.now)
-        self.clients[me] = Client(me, request)
+        followed = SwarmView(self.rng)
+        request = Request(spec, followed.pick, lambda: next(ids), config or RequestConfig(), self.now)
+        self.clients[me] = Client(me, request, followed)
         self._client_tick(me)
         return request
 
@@ -362,7 +358,7 @@ class VirtualSwarm:
     def _client_receive(self, sender: PeerId, me: PeerId, message: wire.Message | Outcome) -> None:
         client = self.clients[me]
         if isinstance(message, wire.View):
-            client.view = message
+            client.followed.take(message)
             client.request.plan_changed(self.now)
         self._client_apply(me, client.request.receive(sender, message, self.now))
 
@@ -372,10 +368,3 @@ class VirtualSwarm:
                 self._send(me, effect)
             elif isinstance(effect, Emit):
                 self.clients[me].events.append(effect.event)
-
-    def _pick(self, me: PeerId, masked: frozenset[PeerId]) -> Pipeline | None:
-        view = self.clients[me].view
-        if view is None or view.plan is None or not view.active:
-            return None
-        held = {row.record.peer: row.record.held for row in view.members if row.state == "active"}
-        return Router(view.plan, held, self.rng).pick(masked)

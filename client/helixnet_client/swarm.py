@@ -17,9 +17,9 @@ from helixnet.core.machine import Effect, Emit, Send
 from helixnet.core.machine import Gone as GoneOutcome
 from helixnet.core.model import Manifest
 from helixnet.core.plan.coordinator import pointer_key
+from helixnet.core.route.follow import SwarmView
 from helixnet.core.route.pipeline import Pipeline
 from helixnet.core.route.request import Request, RequestConfig, RequestSpec
-from helixnet.core.route.router import Router
 from helixnet.core.swarm.records import PeerRecord, decode_pointer
 from helixnet.core.types import PeerId, SessionId
 from helixnet.core.wire import messages as wire
@@ -34,8 +34,6 @@ ANSWER_S = 10.0
 VIEW_STALE_S = 12.0
 """Peers push their view more often than this; silence means that the one asked is gone."""
 PAUSE_S = 0.3
-KV_HIGH_WATER = 0.05
-"""Peers with a smaller share of free KV pages are routed around while others can serve."""
 REQUESTS_MAX = 256
 
 
@@ -56,12 +54,9 @@ class Swarm:
         self.directory = connection.directory
         self.network = network
         self._connection = connection
-        self.view: wire.View | None = None
+        self.followed = SwarmView(random.Random(secrets.randbits(64)))
         self._model = model
         self._config = config
-        self._rng = random.Random(secrets.randbits(64))
-        self._router: Router | None = None
-        self._router_key: object = None
         self._requests: dict[SessionId, ActiveRequest] = {}
         self._active: set[ActiveRequest] = set()
         self._asked: PeerId | None = None
@@ -70,6 +65,11 @@ class Swarm:
         self._parts: dict[str, asyncio.Future[bytes]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._tokenizer: Tokenizer | None = None
+
+    @property
+    def view(self) -> wire.View | None:
+        """The newest view of the swarm; None before the first."""
+        return self.followed.view
 
     # --- opening and closing -----------------------------------------------------------------------
 
@@ -227,11 +227,9 @@ class Swarm:
             self._viewed_at = now - VIEW_STALE_S  # look for another one at once
 
     def _take_view(self, view: wire.View) -> None:
-        if self.view is not None and view.manifest_hash != self.view.manifest_hash:
+        if not self.followed.take(view):
             return
-        if self.view is not None and _number(view) < _number(self.view):
-            view = msgspec.structs.replace(view, plan=self.view.plan, active=self.view.active)
-        self.view, self._viewed_at = view, time.monotonic()
+        self._viewed_at = time.monotonic()
         self._next_view.set_result(None)
         self._next_view = asyncio.get_running_loop().create_future()
         for row in view.members:
@@ -242,19 +240,6 @@ class Swarm:
 
     # --- requests ----------------------------------------------------------------------------------
 
-    def pick(self, masked: frozenset[PeerId]) -> Pipeline | str:
-        """A pipeline for one request, around the masked and, if possible, around the full; or why there is none."""
-        view = self.view
-        if view is None or view.plan is None:
-            return (view.problem if view else "") or "The swarm has no plan yet."
-        held = {row.record.peer: row.record.held for row in view.members if row.state == "active" and row.record.held}
-        key = (view.plan.number, tuple(held.items()))
-        if self._router is None or key != self._router_key:
-            self._router, self._router_key = Router(view.plan, held, self._rng), key
-        full = {row.record.peer for row in view.members if row.record.kv_free < KV_HIGH_WATER}
-        found = self._router.pick(masked | full) or self._router.pick(masked)
-        return found or view.problem or "No live peers cover every layer of the model right now."
-
     async def run(self, spec: RequestSpec, on_tokens: Callable[[list[int]], bool]) -> Request:
         """Run one request to its end; `on_tokens` gets new token ids and says whether to go on.
 
@@ -264,7 +249,7 @@ class Swarm:
         if len(self._active) >= REQUESTS_MAX:
             raise UsageError(f"This client already runs {REQUESTS_MAX} requests; wait for one to end.")
         now = time.monotonic()
-        request = Request(spec, self.pick, _new_session_id, self._config, now)
+        request = Request(spec, self.followed.pick, _new_session_id, self._config, now)
         active = ActiveRequest(request, now)
         self._active.add(active)
         try:
@@ -345,10 +330,6 @@ class Swarm:
         converted = manifest.source_format == "gguf"
         if not converted and manifest.tokenizer_sha256 != hashlib.sha256(parts["tokenizer"]).hexdigest():
             raise RemoteProtocolError("A peer sent a tokenizer that is not this model's.")
-
-
-def _number(view: wire.View) -> tuple[int, int]:
-    return (view.plan.term, view.plan.epoch) if view.plan else (0, 0)
 
 
 def _new_session_id() -> SessionId:

@@ -132,7 +132,8 @@ class Peer:
             self.coordinator.news(now)
             self._timers.view_due = True
         effects += self._elect(now)
-        effects += self.coordinator.tick(self._records(now), now)
+        if self.coordinator.term:
+            effects += self.coordinator.tick(self._records(now), now)
         timers = self._timers
         if now >= timers.heartbeat_at:
             timers.heartbeat_at = now + self.config.heartbeat_s

@@ -131,7 +131,7 @@ async def a_swarm() -> AsyncIterator[tuple[MemoryNetwork, Swarm, list[list[Event
         await swarm.open()
         stack.push_async_callback(swarm.close)
         async with asyncio.timeout(20):
-            while not (swarm.view and swarm.view.active and not isinstance(swarm.pick(frozenset()), str)):
+            while not (swarm.view and swarm.view.active and not isinstance(swarm.followed.pick(frozenset()), str)):
                 await swarm.next_view(20)
         yield network, swarm, events
 
