@@ -358,7 +358,7 @@ class VirtualSwarm:
     def _client_receive(self, sender: PeerId, me: PeerId, message: wire.Message | Outcome) -> None:
         client = self.clients[me]
         if isinstance(message, wire.View):
-            client.followed.take(message)
+            client.followed.take(message, self.now)
             client.request.plan_changed(self.now)
         self._client_apply(me, client.request.receive(sender, message, self.now))
 

@@ -17,7 +17,7 @@ from helixnet.core.machine import Effect, Emit, Send
 from helixnet.core.machine import Gone as GoneOutcome
 from helixnet.core.model import Manifest
 from helixnet.core.plan.coordinator import pointer_key
-from helixnet.core.route.follow import SwarmView
+from helixnet.core.route.follow import SwarmView, best_informed
 from helixnet.core.route.pipeline import Pipeline
 from helixnet.core.route.request import Request, RequestConfig, RequestSpec
 from helixnet.core.swarm.records import PeerRecord, decode_pointer
@@ -31,8 +31,6 @@ from helixnet_client.transports import Connection
 FIND_S = 15.0
 """How long to look for the swarm's members before giving up."""
 ANSWER_S = 10.0
-VIEW_STALE_S = 12.0
-"""Peers push their view more often than this; silence means that the one asked is gone."""
 PAUSE_S = 0.3
 REQUESTS_MAX = 256
 
@@ -59,9 +57,7 @@ class Swarm:
         self._config = config
         self._requests: dict[SessionId, ActiveRequest] = {}
         self._active: set[ActiveRequest] = set()
-        self._asked: PeerId | None = None
         self._next_view: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._viewed_at = 0.0
         self._parts: dict[str, asyncio.Future[bytes]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._tokenizer: Tokenizer | None = None
@@ -110,8 +106,8 @@ class Swarm:
         Raises:
             NetworkError: nobody answered in time.
         """
-        if self._asked is not None:
-            self.host.post(self._asked, wire.GetView(subscribe=True))
+        if self.followed.asked is not None:
+            self.host.post(self.followed.asked, wire.GetView(subscribe=True))
         return await self.next_view(ANSWER_S)
 
     async def next_view(self, patience_s: float) -> wire.View:
@@ -134,10 +130,9 @@ class Swarm:
         """Ask somebody else when the peer that sends us views falls silent, and the coordinator once there is one."""
         while True:
             await asyncio.sleep(1.0)
-            coordinator = self.view.coordinator if self.view is not None else None
-            if self.view is not None and time.monotonic() - self._viewed_at > VIEW_STALE_S:
-                await self._ask_somebody(avoid=self._asked)
-            elif coordinator is not None and coordinator != self._asked:
+            if self.view is not None and self.followed.is_stale(time.monotonic()):
+                await self._ask_somebody(avoid=self.followed.asked)
+            elif (coordinator := self.followed.better_informed()) is not None:
                 await self._ask(coordinator)
 
     async def _ask_somebody(self, avoid: PeerId | None = None) -> None:
@@ -147,20 +142,18 @@ class Swarm:
             return
         for record in records:
             self.host.learn(record.peer, record.addresses)
-        # The coordinator knows most; the pointer may name one that is gone, so the next best is asked after it.
-        best = max(records, key=lambda record: (record.plan, record.term, record.uptime_s, record.peer))
-        named = await self._coordinator_named(best.manifest_hash)
-        first = [record.peer for record in records if record.peer == named]
-        for peer in dict.fromkeys((*first, best.peer)):
+        # The pointer may name one that is gone, so the next best is asked after it.
+        named = await self._coordinator_named(records[0].manifest_hash)
+        for peer in best_informed(records, named):
             if await self._ask(peer):
                 break
-        coordinator = self.view.coordinator if self.view else None
-        if coordinator is not None and coordinator not in (self._asked, avoid):
+        coordinator = self.followed.better_informed()
+        if coordinator is not None and coordinator != avoid:
             await self._ask(coordinator)
 
     async def _ask(self, peer: PeerId) -> bool:
         """Ask one peer for its view from now on; whether it answered."""
-        self._asked = peer
+        self.followed.asked = peer
         self.host.post(peer, wire.GetView(subscribe=True))
         try:
             await self.next_view(ANSWER_S / 3)
@@ -223,20 +216,21 @@ class Swarm:
         now = time.monotonic()
         for active in list(self._active):
             self._carry_out(active, active.request.receive(item.peer, GoneOutcome(item.reason), now))
-        if item.peer == self._asked:
-            self._viewed_at = now - VIEW_STALE_S  # look for another one at once
+        self.followed.gone(item.peer)
 
     def _take_view(self, view: wire.View) -> None:
-        if not self.followed.take(view):
+        if not self.followed.is_ours(view):
             return
-        self._viewed_at = time.monotonic()
+        now = time.monotonic()
+        rerouted = self.followed.take(view, now)
         self._next_view.set_result(None)
         self._next_view = asyncio.get_running_loop().create_future()
         for row in view.members:
             self.host.learn(row.record.peer, row.record.addresses)
-        for active in list(self._active):
-            active.request.plan_changed(self._viewed_at)
-            self._carry_out(active, active.request.tick(self._viewed_at))
+        if rerouted:
+            for active in list(self._active):
+                active.request.plan_changed(now)
+                self._carry_out(active, active.request.tick(now))
 
     # --- requests ----------------------------------------------------------------------------------
 

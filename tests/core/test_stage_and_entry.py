@@ -45,6 +45,7 @@ def reserve(session: str = "s", stage: int = 0, **changes: Any) -> wire.Reserve:
         "stage": stage,
         "manifest_hash": MANIFEST.hash,
         "tokens_max": 40,
+        "prompt_tokens": 1,
         "sampling": Sampling(),
     }
     return wire.Reserve(**{**values, **changes})
@@ -97,6 +98,29 @@ def test_a_draining_stage_admits_nothing_new() -> None:
     stage = a_stage()
     stage.draining = True
     assert refusal(stage.reserve(CLIENT, reserve(), 0.0)) == "draining"
+
+
+def test_with_long_prompts_in_line_a_stage_admits_nobody_until_they_have_run() -> None:
+    stage = a_stage()
+    stage.reserve(CLIENT, reserve("s", prompt_tokens=20), 0.0)
+    stage.submit(work("s", 0, 10), 0.0)
+    stage.pump()
+    stage.done(BatchDone((Done(session=SessionId("s")),), 1_000.0), 1_000.0)  # ten prompt tokens took so long
+    assert refusal(stage.reserve(CLIENT, reserve("t"), 1_000.0)) == "busy"
+    stage.submit(work("s", 10, 10), 1_000.0)
+    stage.pump()
+    stage.done(BatchDone((Done(session=SessionId("s")),), 1_000.0), 2_000.0)
+    assert sent(stage.reserve(CLIENT, reserve("t"), 2_000.0)) == [wire.Reserved(session=SessionId("t"))]
+
+
+def test_a_released_session_is_no_longer_in_line() -> None:
+    stage = a_stage()
+    stage.reserve(CLIENT, reserve("s", prompt_tokens=20), 0.0)
+    stage.submit(work("s", 0, 10), 0.0)
+    stage.pump()
+    stage.done(BatchDone((Done(session=SessionId("s")),), 1_000.0), 1_000.0)
+    stage.release(SessionId("s"))
+    assert sent(stage.reserve(CLIENT, reserve("t"), 1_000.0)) == [wire.Reserved(session=SessionId("t"))]
 
 
 def test_activations_of_the_wrong_length_break_the_protocol() -> None:

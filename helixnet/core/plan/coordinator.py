@@ -49,7 +49,14 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
 class _Offer:
     plan: Plan
     since: float
+    wanted: set[PeerId]
+    """Peers of the plan that are still there."""
     ready: set[PeerId] = field(default_factory=set)
+
+    def covers(self, peers: set[PeerId]) -> bool:
+        """Whether these peers of the plan hold every layer."""
+        spans = [a.span for a in self.plan.placement.assignments if a.peer in peers]
+        return not uncovered(spans, self.plan.layers)
 
 
 def pointer_key(network: str, manifest_hash: str) -> str:
@@ -103,11 +110,12 @@ class Coordinator:
         """When `tick` wants to be called."""
         if not self.term:
             return NEVER
-        offer_ends = self._offer.since + self._config.offer_s if self._offer else NEVER
-        solve_ends = self._solving_since + self._config.solve_s if self._solving_since is not None else self._due()
-        return min(offer_ends, solve_ends, self._pointer_at)
+        if self._solving_since is not None:
+            return min(self._solving_since + self._config.solve_s, self._pointer_at)
+        return min(self._offer.since + self._config.offer_s if self._offer else self._due(), self._pointer_at)
 
     def _due(self) -> float:
+        """When to solve next. Not while an offer is open: peers would load for a plan that the next one replaces."""
         if self._news_since is None:
             return self._solve_at
         if self._expecting:
@@ -124,12 +132,14 @@ class Coordinator:
         self._expecting = self._current is None and any(r.state == "joining" for r in records.values())
         if now >= self._pointer_at:
             effects += self._publish(records, now)
+        if self._offer and self._is_carried(self._offer, records):
+            effects += self._activate(records, now)
         if self._offer and now >= self._offer.since + self._config.offer_s:
             effects += self._offer_expired(records, now)
         if self._solving_since is not None and now >= self._solving_since + self._config.solve_s:
             self._solving_since = None
             effects.append(Emit(Event("plan.solve_lost", {})))
-        if self._solving_since is None and now >= self._due():
+        if self._solving_since is None and self._offer is None and now >= self._due():
             effects += self._solve(records, now)
         return effects
 
@@ -213,7 +223,7 @@ class Coordinator:
             layers=self._manifest.layers,
             placement=placement,
         )
-        self._offer = _Offer(plan, now)
+        self._offer = _Offer(plan, now, {a.peer for a in placement.assignments})
         return [Send(peer, wire.PlanOffer(plan=plan)) for peer in sorted(records)]
 
     def ready(
@@ -229,16 +239,26 @@ class Coordinator:
             self.news(now)
             return [Emit(Event("plan.refused", {"peer": sender, "why": message.problem}))]
         offer.ready.add(sender)
-        wanted = {a.peer for a in offer.plan.placement.assignments}
-        return self._activate(records, now) if wanted <= offer.ready else []
+        return self._activate(records, now) if self._is_carried(offer, records) else []
+
+    def _is_carried(self, offer: _Offer, records: dict[PeerId, PeerRecord]) -> bool:
+        """Whether all are ready; while nothing serves, whether enough are: routers go around the late."""
+        if offer.wanted <= offer.ready:
+            return True
+        return not self._serves(records) and offer.covers(offer.ready & offer.wanted)
+
+    def _serves(self, records: dict[PeerId, PeerRecord]) -> bool:
+        """Whether what is left of the plan we follow covers the model."""
+        plan = self._current
+        spans = [a.span for a in plan.placement.assignments if a.peer in records] if plan is not None else []
+        return not uncovered(spans, self._manifest.layers)
 
     def _offer_expired(self, records: dict[PeerId, PeerRecord], now: float) -> list[Effect]:
         offer = self._offer
         assert offer is not None, "the caller checked"
-        spans = [a.span for a in offer.plan.placement.assignments if a.peer in offer.ready]
-        if not uncovered(spans, self._manifest.layers):
+        if offer.covers(offer.ready & offer.wanted):
             return self._activate(records, now)
-        late = sorted({a.peer for a in offer.plan.placement.assignments} - offer.ready)
+        late = sorted(offer.wanted - offer.ready)
         for peer in late:
             self._unfit[peer] = now + self._config.unfit_s
         self._offer = None
@@ -271,9 +291,11 @@ class Coordinator:
         return effects
 
     def lost(self, peer: PeerId, now: float) -> None:
-        """A member is suspect, dead or leaving: an offer that needs it is void."""
-        if self._offer is not None and any(a.peer == peer for a in self._offer.plan.placement.assignments):
-            self._offer = None
+        """A member is suspect, dead or leaving: an offer that cannot do without it is void."""
+        if self._offer is not None and peer in self._offer.wanted:
+            self._offer.wanted.discard(peer)
+            if not self._offer.covers(self._offer.wanted):
+                self._offer = None
         self.news(now)
 
     def _publish(self, records: dict[PeerId, PeerRecord], now: float) -> list[Effect]:

@@ -1,50 +1,80 @@
-"""A client's picture of the swarm: the newest view it was sent, and the router over that view's plan."""
+"""A client's picture of the swarm: whom it asks, the newest view it was sent, and the router over that view's plan."""
 
 from __future__ import annotations
 
+import math
 import random
+from collections.abc import Sequence
 
 import msgspec
 
 from helixnet.core.route.pipeline import Pipeline
 from helixnet.core.route.router import Router
+from helixnet.core.swarm.records import PeerRecord
 from helixnet.core.types import PeerId
 from helixnet.core.wire import messages as wire
 
 KV_HIGH_WATER = 0.05
 """Peers with a smaller share of free KV pages are routed around while others can serve."""
 
+VIEW_STALE_S = 12.0
+"""Peers push their view more often than this; silence means that the one asked is gone."""
+
 
 class SwarmView:
-    """Follows one swarm. `view` is None before the first; a plan never gives way to one with a smaller number."""
+    """Follows one swarm. `view` is None before the first; a plan never gives way to one with a smaller number.
+
+    `asked` is who was asked last for its views, by whoever sends the messages.
+    """
 
     def __init__(self, rng: random.Random) -> None:
         self.view: wire.View | None = None
+        self.asked: PeerId | None = None
+        self._viewed_at = -math.inf
         self._rng = rng
         self._router: Router | None = None
         self._router_key: object = None
         self._full: frozenset[PeerId] = frozenset()
 
-    def take(self, view: wire.View) -> bool:
-        """A view came. Returns whether it is of the model that is followed."""
+    def is_stale(self, now: float) -> bool:
+        """Whether somebody else should be asked, because whom we asked has fallen silent."""
+        return now - self._viewed_at > VIEW_STALE_S
+
+    def gone(self, peer: PeerId) -> None:
+        """A peer cannot be reached: if it is the one we asked, look for another at once."""
+        if peer == self.asked:
+            self._viewed_at = -math.inf
+
+    def better_informed(self) -> PeerId | None:
+        """The coordinator, if there is one and somebody else was asked: it knows most."""
+        coordinator = self.view.coordinator if self.view is not None else None
+        return coordinator if coordinator != self.asked else None
+
+    def is_ours(self, view: wire.View) -> bool:
+        """Whether a view is of the model that is followed; the first decides which that is."""
+        return self.view is None or view.manifest_hash == self.view.manifest_hash
+
+    def take(self, view: wire.View, now: float) -> bool:
+        """A view came. Returns whether routes may differ: another plan, or other layers held."""
         old = self.view
-        if old is not None and view.manifest_hash != old.manifest_hash:
+        if not self.is_ours(view):
             return False
         if old is not None and _number(view) < _number(old):
             view = msgspec.structs.replace(view, plan=old.plan, active=old.active)
-        self.view = view
+        self.view, self._viewed_at = view, now
         self._full = frozenset(row.record.peer for row in view.members if row.record.kv_free < KV_HIGH_WATER)
-        self._renew_router(view)
-        return True
+        return self._renew_router(view)
 
-    def _renew_router(self, view: wire.View) -> None:
+    def _renew_router(self, view: wire.View) -> bool:
         """A new router only for another plan or other layers held: it remembers whose turn it is."""
         if view.plan is None:
-            return
+            return False
         held = {row.record.peer: row.record.held for row in view.members if row.state == "active" and row.record.held}
         key = (view.plan.number, tuple(held.items()))
-        if self._router is None or key != self._router_key:
-            self._router, self._router_key = Router(view.plan, held, self._rng), key
+        if self._router is not None and key == self._router_key:
+            return False
+        self._router, self._router_key = Router(view.plan, held, self._rng), key
+        return True
 
     def pick(self, masked: frozenset[PeerId]) -> Pipeline | str:
         """A pipeline around the masked and, if possible, around the full; or why there is none, in words."""
@@ -52,6 +82,13 @@ class SwarmView:
             return (self.view.problem if self.view else "") or "The swarm has no plan yet."
         found = self._router.pick(masked | self._full) or self._router.pick(masked)
         return found or self.view.problem or "No live peers cover every layer of the model right now."
+
+
+def best_informed(records: Sequence[PeerRecord], named: PeerId | None) -> list[PeerId]:
+    """Whom of these members to ask, first choices first: who is named as coordinator, then who has seen most."""
+    best = max(records, key=lambda record: (record.plan, record.term, record.uptime_s, record.peer), default=None)
+    first = [record.peer for record in records if record.peer == named]
+    return list(dict.fromkeys((*first, best.peer) if best is not None else first))
 
 
 def _number(view: wire.View) -> tuple[int, int]:

@@ -47,6 +47,7 @@ class RequestConfig(msgspec.Struct, frozen=True, kw_only=True):
     unserved_s: float = 20.0
     """... or for this long if no pipeline was ever found."""
     attempts_max: int = 64
+    """Pipelines that may break; refusals of full peers do not count, patience bounds them."""
 
 
 class RequestSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,11 +96,12 @@ class Request:
         self.session: SessionId | None = None
         self.entry: PeerId | None = None
         self.pipelines: list[Pipeline] = []
-        """Every pipeline tried, in order: for the result and for people who want to know."""
+        """Every pipeline tried that did not refuse, in order: for the result and for people who want to know."""
         self._pick = pick
         self._new_session_id = session_ids
         self._config = config
         self._masked: dict[PeerId, float] = {}
+        self._was_routed = False
         self._base = 0
         self._progress_at = now
         self._next_at = now
@@ -117,7 +119,7 @@ class Request:
 
     @property
     def _gives_up_at(self) -> float:
-        return self._progress_at + (self._config.patience_s if self.pipelines else self._config.unserved_s)
+        return self._progress_at + (self._config.patience_s if self._was_routed else self._config.unserved_s)
 
     def tick(self, now: float) -> list[Effect]:
         """Open, open again, or give up, as time demands."""
@@ -175,6 +177,7 @@ class Request:
         if isinstance(pipeline, str):
             return self._wait(self._last_problem or SwarmTooSmall(pipeline), now)
         self.pipelines.append(pipeline)
+        self._was_routed = True
         self.session, self.entry = self._new_session_id(), pipeline[0].peer
         self._base = len(self.tokens)
         self._next_at = now + self._config.open_s
@@ -213,6 +216,7 @@ class Request:
             self.error = ManifestMismatch(message.reason or "The peer serves other weights.")
             return self._abandon()
         problem = Busy(message.reason or f"Peer {_short(message.peer)} is {message.code}.")
+        self.pipelines.pop()
         return self._retry((message.peer,), problem, now, masked_s=self._pause_s)
 
     def _retry(

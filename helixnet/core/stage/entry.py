@@ -79,6 +79,7 @@ class EntryMachine:
                     stage=stage,
                     manifest_hash=message.manifest_hash,
                     tokens_max=len(message.prompt) + message.tokens_max,
+                    prompt_tokens=len(message.prompt),
                     sampling=message.sampling if stage == last else None,
                 ),
             )

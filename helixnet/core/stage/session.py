@@ -17,6 +17,8 @@ class StageSession:
     pipeline: Pipeline
     stage: int
     tokens_max: int
+    prompt_left: int
+    """Prompt tokens that have not run here yet."""
     sampling: Sampling | None
     active_at: float
     next_position: int = 0

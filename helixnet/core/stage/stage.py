@@ -28,6 +28,9 @@ from helixnet.core.wire import messages as wire
 from helixnet.core.wire.activation import Activation
 from helixnet.core.wire.codec import Lane
 
+SMOOTHING = 0.1
+"""Weight of the newest batch in what a prompt token costs."""
+
 
 class StageConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds of a stage."""
@@ -35,6 +38,8 @@ class StageConfig(msgspec.Struct, frozen=True, kw_only=True):
     idle_s: float = 120.0
     """A session that nothing was heard of for this long is released."""
     sessions_max: int = 256
+    backlog_s: float = 10.0
+    """With prompts admitted that take longer than this, nobody else is: they wait where they hold no KV."""
 
 
 class StageMachine:
@@ -57,6 +62,10 @@ class StageMachine:
         self._config = config
         self._batcher = Batcher()
         self._running: tuple[Work, ...] = ()
+        self._prompt_left = 0
+        """Prompt tokens of all sessions that have not run here yet."""
+        self._prompt_token_s = 0.0
+        """What one costs lately, with the decode steps beside it."""
         self._row_bytes = manifest.hidden_size * DTYPE_BYTES[manifest.dtype]
 
     # --- what it holds -----------------------------------------------------------------------------
@@ -97,8 +106,15 @@ class StageMachine:
         if code:
             return [Send(sender, wire.Refused(session=message.session, peer=self.me, code=code, reason=reason))]
         self.sessions[message.session] = StageSession(
-            message.session, message.pipeline, message.stage, message.tokens_max, message.sampling, now
+            session=message.session,
+            pipeline=message.pipeline,
+            stage=message.stage,
+            tokens_max=message.tokens_max,
+            prompt_left=message.prompt_tokens,
+            sampling=message.sampling,
+            active_at=now,
         )
+        self._prompt_left += message.prompt_tokens
         return [
             OpenKv(message.session, layers, message.tokens_max),
             Send(sender, wire.Reserved(session=message.session)),
@@ -123,6 +139,8 @@ class StageMachine:
             return "not_held", f"layers {mine.layers} are not served here"
         if message.session in self.sessions or len(self.sessions) >= self._config.sessions_max:
             return "busy", "too many sessions"
+        if self._prompt_left * self._prompt_token_s > self._config.backlog_s:
+            return "busy", f"{self._prompt_left} prompt tokens are in line"
         return "", ""
 
     def steps(self, sender: PeerId, message: wire.Steps, body: memoryview, now: float) -> list[Effect]:
@@ -183,6 +201,7 @@ class StageMachine:
     def done(self, outcome: BatchDone, now: float) -> list[Effect]:
         """Hand on what the engine made, one frame for each next hop and lane; start the next batch."""
         batch, self._running = self._running, ()
+        self._count_prompts(batch, outcome.seconds)
         effects = self.pump()  # first of all: the engine should not wait for our sending
         onward: dict[tuple[PeerId, Lane], list[tuple[Work, Activation]]] = {}
         sampled: dict[PeerId, list[wire.SampledItem]] = {}
@@ -202,10 +221,26 @@ class StageMachine:
         effects += [_steps(peer, lane, parts) for (peer, lane), parts in onward.items()]
         return effects
 
+    def _count_prompts(self, batch: tuple[Work, ...], seconds: float) -> None:
+        """Prompt tokens that ran are no longer in line; remember what they cost."""
+        prompts = [work for work in batch if not work.decode]
+        tokens = sum(work.tokens for work in prompts)
+        if not tokens:
+            return
+        self._prompt_token_s += SMOOTHING * (seconds / tokens - self._prompt_token_s)
+        for work in prompts:
+            session = self.sessions.get(work.session)
+            if session is not None:
+                left = min(session.prompt_left, work.tokens)
+                session.prompt_left -= left
+                self._prompt_left -= left
+
     def release(self, session_id: SessionId) -> list[Effect]:
         """Free everything of a session; unknown ones are ignored."""
-        if self.sessions.pop(session_id, None) is None:
+        session = self.sessions.pop(session_id, None)
+        if session is None:
             return []
+        self._prompt_left -= session.prompt_left
         self._batcher.forget(session_id)
         self.pool.release(session_id)
         return [ReleaseKv(session_id)]

@@ -188,6 +188,8 @@ class Reserve(_Message, frozen=True):
     stage: int
     manifest_hash: str
     tokens_max: int
+    prompt_tokens: int
+    """Of these, how many come first and at once."""
     sampling: Sampling | None = None
     """For the exit only."""
 
@@ -343,7 +345,7 @@ def _out_of_bounds(message: Message) -> str:
         case Reserve():
             if not 0 <= message.stage < len(message.pipeline) <= STAGES_MAX:
                 return "a reservation names a stage its pipeline does not have"
-            if not 1 <= message.tokens_max <= 2 * PROMPT_TOKENS_MAX:
+            if not 1 <= message.prompt_tokens <= message.tokens_max <= 2 * PROMPT_TOKENS_MAX:
                 return "a reservation is out of bounds"
         case Steps() | Sampled():
             if len(message.items) > STEPS_MAX:

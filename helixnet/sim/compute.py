@@ -1,0 +1,191 @@
+"""Devices under virtual time: seconds come from capability curves, contents from digests instead of hidden states.
+
+A row of an activation is a digest of all tokens so far, the layer it has reached and its position, so that a wrong
+layer, a gap in the KV or a mixed-up session shows at once: in an `InvariantBroken` here, or as a wrong token at the
+client, who knows what the undisturbed model says (`continuation`).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import msgspec
+
+from helixnet.core.model import DTYPE_BYTES, Manifest
+from helixnet.core.stage.work import Done, Work
+from helixnet.core.swarm.capability import Capability
+from helixnet.core.types import SessionId, Span
+from helixnet.core.wire.activation import Activation
+from helixnet.planner.problem import seconds_at
+from helixnet.sim.invariants import broken
+
+_ROW = struct.Struct("<QII")
+ROW_BYTES = _ROW.size
+"""What the machines take a row to be; links are charged for the model's real rows."""
+_MASK = (1 << 64) - 1
+_SPREAD = 0x9E3779B97F4A7C15
+"""Knuth's multiplier: 2**64 over the golden ratio."""
+
+
+def digested(manifest: Manifest) -> Manifest:
+    """The model as the simulated machines know it: digests are its rows, everything else is as it was."""
+    return msgspec.structs.replace(manifest, hidden_size=ROW_BYTES // DTYPE_BYTES[manifest.dtype])
+
+
+def absorb(state: int, token: int) -> int:
+    """The digest after one more token."""
+    state = ((state ^ token) * _SPREAD + 1) & _MASK
+    return state ^ (state >> 29)
+
+
+def next_token(state: int, vocab_size: int) -> int:
+    """What the model says after everything in `state`."""
+    return (state >> 16) % vocab_size
+
+
+def continuation(prompt: Sequence[int], count: int, vocab_size: int) -> list[int]:
+    """What an undisturbed model says after `prompt`."""
+    state, tokens = 0, list[int]()
+    for token in prompt:
+        state = absorb(state, token)
+    for _ in range(count):
+        tokens.append(next_token(state, vocab_size))
+        state = absorb(state, tokens[-1])
+    return tokens
+
+
+@dataclass(slots=True)
+class _Kv:
+    """What one session has in this device's KV."""
+
+    layers: Span
+    tokens_max: int
+    filled: int = 0
+    state: int = 0
+
+
+class Device:
+    """One peer's device: the twin of the engine. It runs a batch at a time and holds what was loaded."""
+
+    def __init__(self, manifest: Manifest, capability: Capability, load_bytes_per_s: float) -> None:
+        self.slowdown = 1.0
+        """Everything takes so many times as long as the capability says."""
+        self.busy_s = 0.0
+        self.layer_tokens = 0
+        """Tokens times layers that were run."""
+        self._manifest = manifest
+        self._capability = capability
+        self._load_bytes_per_s = load_bytes_per_s
+        self._loaded: set[int] = set()
+        self._kv: dict[SessionId, _Kv] = {}
+        self._decode_s: dict[int, float] = {0: 0.0}
+        self._prefill_s: dict[int, float] = {0: 0.0}
+
+    # --- weights -----------------------------------------------------------------------------------
+
+    def held(self) -> tuple[Span, ...]:
+        """Maximal runs of loaded layers."""
+        spans: list[Span] = []
+        for layer in sorted(self._loaded):
+            if spans and spans[-1].stop == layer:
+                spans[-1] = Span(spans[-1].start, layer + 1)
+            else:
+                spans.append(Span(layer, layer + 1))
+        return tuple(spans)
+
+    def load_s(self, span: Span) -> float:
+        """How long the missing layers of a span take to load."""
+        missing = sum(layer not in self._loaded for layer in span.layers())
+        return missing * self._manifest.layer_bytes / self._load_bytes_per_s
+
+    def load(self, span: Span) -> None:
+        """The layers of the span are there now."""
+        self._loaded |= set(span.layers())
+
+    def drop(self, keep: Span | None) -> None:
+        """Forget all layers outside `keep`."""
+        self._loaded &= set(keep.layers()) if keep else set()
+
+    # --- KV ----------------------------------------------------------------------------------------
+
+    def open(self, session: SessionId, layers: Span, tokens_max: int) -> None:
+        """Make room for a session."""
+        self._kv[session] = _Kv(layers, tokens_max)
+
+    def release(self, session: SessionId) -> None:
+        """Free it again."""
+        self._kv.pop(session, None)
+
+    @property
+    def sessions(self) -> int:
+        """Sessions that have room here."""
+        return len(self._kv)
+
+    # --- batches -----------------------------------------------------------------------------------
+
+    def seconds(self, batch: Sequence[Work]) -> float:
+        """How long a batch takes: in every layer, the decode steps and the prompt tokens that meet there."""
+        first = batch[0].layers
+        if all(work.layers == first for work in batch):
+            decode = sum(work.decode for work in batch)
+            prompt = sum(work.tokens for work in batch if not work.decode)
+            return self.slowdown * len(first) * (self._decode(decode) + self._prefill(prompt))
+        ends = sorted({end for work in batch for end in (work.layers.start, work.layers.stop)})
+        seconds = 0.0
+        for start, stop in pairwise(ends):
+            there = [work for work in batch if work.layers.start <= start < work.layers.stop]
+            decode = sum(work.decode for work in there)
+            prompt = sum(work.tokens for work in there if not work.decode)
+            seconds += (stop - start) * (self._decode(decode) + self._prefill(prompt))
+        return self.slowdown * seconds
+
+    def _decode(self, steps: int) -> float:
+        known = self._decode_s.get(steps)
+        if known is None:
+            known = self._decode_s[steps] = seconds_at(self._capability.decode, steps)
+        return known
+
+    def _prefill(self, tokens: int) -> float:
+        known = self._prefill_s.get(tokens)
+        if known is None:
+            known = self._prefill_s[tokens] = seconds_at(self._capability.prefill, tokens)
+        return known
+
+    def run(self, batch: Sequence[Work], seconds: float) -> tuple[Done, ...]:
+        """What comes of a batch that took so long."""
+        self.busy_s += seconds
+        return tuple([self._run(work) for work in batch])
+
+    def _run(self, work: Work) -> Done:
+        kv = self._kv.get(work.session)
+        if kv is None:
+            return Done(session=work.session, error="the session was released")
+        layers, tokens = work.layers, work.tokens
+        if kv.layers != layers or not self._loaded.issuperset(layers.layers()):
+            broken(f"session {work.session} runs {layers}, which is not what it opened or not loaded")
+        if work.position != kv.filled or kv.filled + tokens > kv.tokens_max:
+            broken(f"session {work.session}: position {work.position} where {kv.filled} of {kv.tokens_max} was due")
+        kv.filled += tokens
+        self.layer_tokens += tokens * len(layers)
+        if work.token_ids is not None:
+            for token in work.token_ids:
+                kv.state = absorb(kv.state, token)
+        else:
+            self._check(work, kv)
+        if layers.stop < self._manifest.layers:
+            rows = _ROW.pack(kv.state, layers.stop, kv.filled) * tokens
+            activation = Activation(self._manifest.dtype, tokens, self._manifest.hidden_size, rows)
+            return Done(session=work.session, activation=activation)
+        if work.sample is None:
+            return Done(session=work.session)
+        return Done(session=work.session, token_id=next_token(kv.state, self._manifest.vocab_size))
+
+    def _check(self, work: Work, kv: _Kv) -> None:
+        assert work.activation is not None, "work has either token ids or an activation"
+        state, reached, filled = _ROW.unpack(memoryview(work.activation.data)[-_ROW.size :])
+        if reached != work.layers.start or filled != kv.filled:
+            broken(f"session {work.session}: rows of layer {reached}, position {filled} came to {work.layers}")
+        kv.state = state

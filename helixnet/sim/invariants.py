@@ -1,0 +1,60 @@
+"""What must hold after every event (design, section 7); the first that does not ends the simulation."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from helixnet.core.peer import Peer
+from helixnet.core.types import PeerId
+
+
+class InvariantBroken(AssertionError):
+    """Our bug: the message says what does not hold, and the simulation's seed brings it back."""
+
+
+def broken(what: str) -> NoReturn:
+    """Something that must hold does not.
+
+    Raises:
+        InvariantBroken: always.
+    """
+    raise InvariantBroken(what)
+
+
+class PeerWatch:
+    """What is remembered of one peer to see that it never goes back."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+        self._number = (0, 0)
+        self._used = 0
+
+    def check(self) -> None:
+        """After an event at this peer.
+
+        Raises:
+            InvariantBroken: pages are over-committed or leaked, or a plan was followed by an older one.
+        """
+        stage = self._peer.stage
+        pool = stage.pool
+        if pool.used > pool.capacity and pool.used > self._used:
+            broken(f"{self._peer.me}: {pool.used} KV pages are reserved of {pool.capacity}")
+        if (pool.used > 0) != bool(stage.sessions):
+            broken(f"{self._peer.me}: {pool.used} KV pages for {len(stage.sessions)} sessions")
+        self._used = pool.used
+        number = self._peer.follower.number
+        if number < self._number:
+            broken(f"{self._peer.me} followed plan {self._number} and now {number}")
+        self._number = number
+
+
+def check_at_rest(peers: dict[PeerId, Peer]) -> None:
+    """When no request is left: nothing is.
+
+    Raises:
+        InvariantBroken: a session or a KV page has stayed behind.
+    """
+    for name, peer in sorted(peers.items()):
+        if peer.stage.sessions or peer.entry.sessions or peer.stage.pool.used:
+            left = f"{len(peer.stage.sessions)} sessions, {peer.stage.pool.used} KV pages"
+            broken(f"{name} still has {left} although no request runs")

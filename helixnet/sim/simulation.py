@@ -1,0 +1,158 @@
+"""One simulation from its setup to its tally: peers join, clients ask, time passes, nothing may be lost."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from helixnet.core.errors import HelixError
+from helixnet.core.machine import Event, Solve, Solved
+from helixnet.core.plan.plan import Placement
+from helixnet.core.route.request import RequestConfig
+from helixnet.core.types import PeerId
+from helixnet.planner.objective import BALANCED, Objective
+from helixnet.planner.problem import Workload
+from helixnet.planner.solve import Budget, evaluate, solve
+from helixnet.sim.clients import Client
+from helixnet.sim.engine import Engine
+from helixnet.sim.invariants import check_at_rest
+from helixnet.sim.swarm import SimConfig, Solving, Swarm
+from helixnet.sim.tally import RequestTally, Tally
+from helixnet.sim.workload import Lengths, arrivals
+from helixnet.sim.world import World
+
+DRAIN_S = 3_600.0
+"""After the last request was asked, all must have ended within this."""
+SETTLE_S = 120.0
+"""A plan must be active within this, or the simulation says why there is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What clients ask: `per_s` requests/s at random times, or always `in_flight` at once."""
+
+    lengths: Lengths
+    per_s: float = 0.0
+    in_flight: int = 0
+    clients: int = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """A simulation to be run; the same setup and seed give the same tally."""
+
+    world: World
+    peers: tuple[PeerId, ...]
+    """Those that are there from the beginning."""
+    load: Load
+    seconds: float
+    """Of load, from the first active plan on."""
+    seed: int = 0
+    config: SimConfig = field(default_factory=SimConfig)
+    request: RequestConfig = field(default_factory=RequestConfig)
+    solving: Solving | None = None
+    """The planner; None for the real one, inline."""
+
+
+def planner(
+    workload: Workload, objective: Objective = BALANCED, budget: Budget | None = None, seconds: float = 1.0
+) -> Solving:
+    """The real planner; in virtual time each answer takes `seconds`."""
+
+    def solving(effect: Solve) -> tuple[Solved, float]:
+        placement: Placement | None = None
+        current: Placement | None = None
+        problem = ""
+        try:
+            placement = solve(effect.snapshot, effect.seed, budget, objective, None, workload)
+            if effect.current is not None:
+                current = evaluate(effect.snapshot, effect.current.assignments, objective.model, workload)
+        except HelixError as error:
+            problem = str(error)
+        return Solved(placement, current, problem, seconds), seconds
+
+    return solving
+
+
+class Simulation:
+    """Runs one setup. `run` may be called once."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.engine = Engine(setup.seed)
+        self.tally = Tally()
+        solving = setup.solving or planner(Workload())
+        self.swarm = Swarm(self.engine, setup.world, setup.config, solving)
+        self.swarm.on_event = self._happened
+        self.clients = [Client(n, self.swarm, self.tally, setup.request) for n in range(setup.load.clients)]
+        self.began_at = 0.0
+        self._lengths_rng = random.Random(f"lengths {setup.seed}")
+        self._next_client = 0
+        self._asking = False
+
+    @property
+    def ends_at(self) -> float:
+        """When the load ends."""
+        return self.began_at + self.setup.seconds
+
+    def run(self, progress: Callable[[float], None] | None = None) -> Tally:
+        """Let it happen; `progress` hears the share of simulated time that is over.
+
+        Raises:
+            InvariantBroken: something that must hold did not.
+        """
+        for peer in self.setup.peers:
+            self.swarm.join(peer)
+        self.engine.run(SETTLE_S, self._is_served)
+        self.began_at = self.engine.now
+        self.mark("load begins")
+        self._begin_load()
+        while self.engine.now < self.ends_at:
+            self.engine.run(min(self.ends_at, self.engine.now + max(1.0, self.setup.seconds / 200)))
+            if progress is not None:
+                progress((self.engine.now - self.began_at) / self.setup.seconds)
+        self._asking = False
+        self.mark("load ends")
+        self.engine.run(self.ends_at + DRAIN_S, lambda: not any(client.running for client in self.clients))
+        self.engine.run(self.engine.now + self.setup.config.peer.entry.ping_s)
+        check_at_rest({name: one.peer for name, one in self.swarm.peers.items()})
+        return self.tally
+
+    def mark(self, what: str) -> None:
+        """Something for plots over time to point at."""
+        self.tally.mark(self.engine.now, what)
+        self.engine.note(what)
+
+    def _is_served(self) -> bool:
+        return any(client.sees_active_plan for client in self.clients)
+
+    # --- load --------------------------------------------------------------------------------------
+
+    def _begin_load(self) -> None:
+        self._asking = True
+        load = self.setup.load
+        if load.per_s:
+            times = random.Random(f"arrivals {self.setup.seed}")
+            for at_s in arrivals(times, load.per_s, self.setup.seconds):
+                self.engine.at(self.began_at + at_s, self._ask, _nothing)
+        for _ in range(load.in_flight):
+            self.engine.after(self.engine.rng.uniform(0, 1), self._ask, self._ask_again)
+
+    def _ask(self, ended: Callable[[RequestTally], None]) -> None:
+        client = self.clients[self._next_client % len(self.clients)]
+        self._next_client += 1
+        client.ask(self.setup.load.lengths.draw(self._lengths_rng), ended)
+
+    def _ask_again(self, _: RequestTally) -> None:
+        if self._asking:
+            self.engine.after(0.001, self._ask, self._ask_again)
+
+    def _happened(self, now: float, peer: PeerId, event: Event) -> None:
+        self.tally.events[event.kind] = self.tally.events.get(event.kind, 0) + 1
+        if event.kind in ("coordinator.changed", "plan.active") and peer == event.data.get("coordinator", peer):
+            self.mark(f"{event.kind} {peer}")
+
+
+def _nothing(_: RequestTally) -> None:
+    """Whoever asked does not wait."""

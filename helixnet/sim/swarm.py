@@ -1,0 +1,328 @@
+"""A swarm of real `Peer` machines under virtual time: the driver's part, played by the event heap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from helixnet.core.machine import (
+    BatchDone,
+    DropLayers,
+    Dropped,
+    Effect,
+    Emit,
+    Event,
+    Gone,
+    Loaded,
+    LoadSpan,
+    OpenKv,
+    Outcome,
+    Publish,
+    ReleaseKv,
+    RunBatch,
+    Send,
+    Solve,
+    Solved,
+)
+from helixnet.core.peer import Peer, PeerConfig, PeerFacts, members_key
+from helixnet.core.plan.coordinator import pointer_key
+from helixnet.core.swarm.capability import Capability
+from helixnet.core.swarm.records import LINKS_MAX, LinkMeasure, PeerRecord, decode_pointer, decode_record
+from helixnet.core.types import PeerId
+from helixnet.core.wire import messages as wire
+from helixnet.sim.compute import ROW_BYTES, Device, digested
+from helixnet.sim.engine import Engine
+from helixnet.sim.invariants import PeerWatch
+from helixnet.sim.network import Frame, Network
+from helixnet.sim.sizes import Sizes
+from helixnet.sim.world import World, machine_of
+
+NETWORK = "sim"
+DIRECTORY_S = 0.15
+"""A DHT read or write takes about this long: a few hops over the internet."""
+UNREACHABLE_S = 3.0
+"""Until a message to a machine that is switched off is given up."""
+MEASURING_S = 5.0
+"""A fresh peer measures itself before it can be planned."""
+LINKS_S = 20.0
+"""A peer looks at its links this often."""
+TICK_S_MIN = 0.005
+
+
+class SimConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How the driver's part is played."""
+
+    peer: PeerConfig = PeerConfig()
+    read_s: float = 2.0
+    """Peers read the directory this often."""
+    tick_s_max: float = 0.25
+    """Machines are ticked at least this often, as the real driver does; large swarms may take it easier."""
+    checked: bool = True
+    """Whether all invariants are checked after every event at a peer."""
+
+
+@dataclass(slots=True)
+class SimPeer:
+    """One peer's machine, its device, and its clock."""
+
+    peer: Peer
+    device: Device
+    watch: PeerWatch
+    clock_offset_s: float = 0.0
+    clock_rate: float = 1.0
+    talked: dict[PeerId, None] = field(default_factory=dict)
+    """Who has a channel with it, in order of first contact."""
+    sent_bytes: int = 0
+    control_bytes: int = 0
+    """Of these, everything but activations, tokens and reservations."""
+
+    def clock(self, now: float) -> float:
+        """What its own clock says."""
+        return self.clock_offset_s + now * self.clock_rate
+
+
+Solving = Callable[[Solve], tuple[Solved, float]]
+"""What the planner says, and how long it takes."""
+Delivered = Callable[[PeerId, PeerId, wire.Message | Outcome], None]
+Heard = Callable[[float, PeerId, Event], None]
+
+
+class Swarm:
+    """Peers, their links and their directory. Clients are somebody else's: they are `attach`ed."""
+
+    def __init__(self, engine: Engine, world: World, config: SimConfig, solve: Solving) -> None:
+        self.engine = engine
+        self.world = world
+        self.config = config
+        self.manifest = digested(world.manifest)
+        self.network = Network(engine, world, self._deliver)
+        self.peers: dict[PeerId, SimPeer] = {}
+        self.gone: dict[PeerId, SimPeer] = {}
+        """Those that died or left, for the report."""
+        self.on_event: Heard = lambda now, peer, event: None
+        self._solve = solve
+        self._clients: dict[PeerId, Delivered] = {}
+        self._directory: dict[str, dict[PeerId, tuple[float, bytes]]] = {}
+        self._records: dict[bytes, PeerRecord] = {}
+        self._sizes = Sizes(world.manifest.activation_bytes / ROW_BYTES)
+
+    # --- who is there ------------------------------------------------------------------------------
+
+    def attach(self, client: PeerId, deliver: Delivered) -> None:
+        """Messages to `client` go to `deliver(client, sender, message)`."""
+        self._clients[client] = deliver
+
+    def join(self, name: PeerId, said: Capability | None = None) -> SimPeer:
+        """A machine of the world starts a peer; it says of itself what it measured, or `said`."""
+        truth = self.world.machines[machine_of(name)]
+        device = Device(self.manifest, truth, self.world.load_bytes_per_s)
+        facts = PeerFacts(
+            peer=name, name=name, network=NETWORK, manifest=self.manifest, memory_bytes=truth.memory_bytes
+        )
+        peer = Peer(facts, self.config.peer, self.engine.now)
+        peer.addresses = (f"/sim/{name}",)
+        one = SimPeer(peer, device, PeerWatch(peer))
+        self.peers[name] = one
+        self.engine.note(f"join {name}")
+        self.engine.after(self.engine.rng.uniform(0, 0.2), self._tick, name)
+        self.engine.after(self.engine.rng.uniform(0, 1) * self.config.read_s, self._read, name)
+        self.engine.after(MEASURING_S * self.engine.rng.uniform(0.5, 1.5), self._measured, name, said or truth)
+        return one
+
+    def crash(self, name: PeerId) -> None:
+        """The process dies: its machine's network stack tells whoever had a channel with it."""
+        one = self._remove(name, "crash")
+        for other in one.talked:
+            self.engine.after(self.world.link(name, other).latency_s, self._came, name, other, Gone("connection reset"))
+
+    def vanish(self, name: PeerId) -> None:
+        """The machine is switched off: nobody is told, and messages to it stay unanswered."""
+        self._remove(name, "vanish")
+
+    def leave(self, name: PeerId) -> None:
+        """The peer leaves in good order."""
+        one = self.peers[name]
+        self.engine.note(f"leave {name}")
+        self._apply(name, one.peer.leave(one.clock(self.engine.now)))
+        self._leaving(name)
+
+    def _leaving(self, name: PeerId) -> None:
+        one = self.peers.get(name)
+        if one is None:
+            return
+        if one.peer.may_stop(one.clock(self.engine.now)):
+            self._apply(name, one.peer.stop())
+            self.engine.after(0.5, self._stopped, name)
+        else:
+            self.engine.after(0.25, self._leaving, name)
+
+    def _stopped(self, name: PeerId) -> None:
+        if name in self.peers:
+            self.crash(name)
+
+    def _remove(self, name: PeerId, how: str) -> SimPeer:
+        one = self.gone[name] = self.peers.pop(name)
+        self.engine.note(f"{how} {name}")
+        return one
+
+    # --- the driver's loops ------------------------------------------------------------------------
+
+    def _tick(self, name: PeerId) -> None:
+        one = self.peers.get(name)
+        if one is None:
+            return
+        now = one.clock(self.engine.now)
+        self._apply(name, one.peer.tick(now))
+        wait_s = max(TICK_S_MIN, min(self.config.tick_s_max, (one.peer.deadline() - now) / one.clock_rate))
+        self.engine.after(wait_s, self._tick, name)
+
+    def _read(self, name: PeerId) -> None:
+        if name in self.peers:
+            self.engine.after(DIRECTORY_S, self._listed, name, self.members(name))
+            self.engine.after(self.config.read_s, self._read, name)
+
+    def members(self, reader: PeerId) -> list[PeerRecord]:
+        """What the directory tells `reader`; records of those it is cut off from do not reach it."""
+        entries = self._directory.get(members_key(NETWORK), {})
+        records = []
+        for owner, (expires, value) in sorted(entries.items()):
+            if expires > self.engine.now and not self.network.is_cut(owner, reader):
+                records.append(self._decoded(owner, value))
+        return records
+
+    def coordinator_named(self) -> PeerId | None:
+        """Who coordinates, by the newest pointer in the directory."""
+        entries = self._directory.get(pointer_key(NETWORK, self.manifest.hash), {})
+        pointers = [decode_pointer(o, value) for o, (expires, value) in entries.items() if expires > self.engine.now]
+        return max(pointers, key=lambda p: (p.term, p.epoch)).coordinator if pointers else None
+
+    def _decoded(self, owner: PeerId, value: bytes) -> PeerRecord:
+        record = self._records.get(value)
+        if record is None:
+            record = self._records[value] = decode_record(owner, value)
+        return record
+
+    def _listed(self, name: PeerId, records: list[PeerRecord]) -> None:
+        one = self.peers.get(name)
+        if one is not None:
+            one.peer.listed(records, one.clock(self.engine.now))
+
+    def _measured(self, name: PeerId, capability: Capability) -> None:
+        one = self.peers.get(name)
+        if one is not None:
+            self._apply(name, one.peer.measured(capability, one.clock(self.engine.now)))
+            self._measure_links(name)
+
+    def _measure_links(self, name: PeerId) -> None:
+        """What the real peer's prober would know: its links to as many live members as a record holds."""
+        one = self.peers.get(name)
+        if one is None:
+            return
+        measured = []
+        for member in one.peer.membership.live()[:LINKS_MAX]:
+            target = member.record.peer
+            link, back = self.world.link(name, target), self.world.link(target, name)
+            measured.append(LinkMeasure(target, link.latency_s + back.latency_s, link.bandwidth))
+        one.peer.links = tuple(measured)
+        self.engine.after(LINKS_S, self._measure_links, name)
+
+    # --- effects -----------------------------------------------------------------------------------
+
+    def _apply(self, me: PeerId, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Send():
+                    self.send(me, effect)
+                case RunBatch():
+                    self._run(me, effect)
+                case OpenKv():
+                    self.peers[me].device.open(effect.session, effect.layers, effect.tokens_max)
+                case ReleaseKv():
+                    self.peers[me].device.release(effect.session)
+                case Emit():
+                    self.on_event(self.engine.now, me, effect.event)
+                case Publish():
+                    self.engine.after(DIRECTORY_S, self._publish, me, effect)
+                case Solve():
+                    solved, seconds = self._solve(self._truly(effect))
+                    self.engine.after(seconds, self._came, me, me, solved)
+                case LoadSpan() | DropLayers():
+                    self._move(me, effect)
+        if self.config.checked and me in self.peers:
+            self.peers[me].watch.check()
+
+    def _truly(self, effect: Solve) -> Solve:
+        """The question with the model's real rows, which the planner charges links for."""
+        snapshot = msgspec.structs.replace(effect.snapshot, manifest=self.world.manifest)
+        return msgspec.structs.replace(effect, snapshot=snapshot)
+
+    def _publish(self, me: PeerId, effect: Publish) -> None:
+        if me in self.peers:
+            entry = (self.engine.now + effect.lifetime_s, effect.value)
+            self._directory.setdefault(effect.key, {})[me] = entry
+
+    def _run(self, me: PeerId, effect: RunBatch) -> None:
+        seconds = self.peers[me].device.seconds(effect.batch)
+        self.engine.after(seconds, self._ran, me, effect, seconds)
+
+    def _ran(self, me: PeerId, effect: RunBatch, seconds: float) -> None:
+        one = self.peers.get(me)
+        if one is not None:
+            self._came(me, me, BatchDone(one.device.run(effect.batch, seconds), seconds))
+
+    def _move(self, me: PeerId, effect: LoadSpan | DropLayers) -> None:
+        device = self.peers[me].device
+        if isinstance(effect, LoadSpan):
+            self.engine.after(device.load_s(effect.span), self._moved, me, effect)
+        else:
+            self.engine.after(TICK_S_MIN, self._moved, me, effect)
+
+    def _moved(self, me: PeerId, effect: LoadSpan | DropLayers) -> None:
+        one = self.peers.get(me)
+        if one is None:
+            return
+        if isinstance(effect, LoadSpan):
+            one.device.load(effect.span)
+            self._came(me, me, Loaded(one.device.held()))
+        else:
+            one.device.drop(effect.keep)
+            self._came(me, me, Dropped(one.device.held()))
+
+    # --- messages ----------------------------------------------------------------------------------
+
+    def send(self, me: PeerId, effect: Send) -> None:
+        """Put a message of a peer or a client on its way."""
+        to, message = effect.to, effect.message
+        here, there = self.peers.get(me), self.peers.get(to)
+        if there is None and to not in self._clients:
+            delay_s = UNREACHABLE_S if here is None or to in here.talked else self.world.link(me, to).latency_s
+            self.engine.after(delay_s, self._came, to, me, Gone("cannot be reached"))
+            return
+        size = self._sizes.of(message, effect.body)
+        if here is not None:
+            here.talked[to] = None
+            here.sent_bytes += size
+            if not self._sizes.serves(message):
+                here.control_bytes += size
+        if there is not None:
+            there.talked[me] = None
+        self.network.send(me, to, size, effect.lane, (message, effect.body))
+
+    def _deliver(self, sender: PeerId, to: PeerId, frame: Frame) -> None:
+        message, body = frame
+        one = self.peers.get(to)
+        if one is not None:
+            now = one.clock(self.engine.now)
+            self._apply(to, one.peer.receive(sender, message, now, memoryview(body)))
+        elif to in self._clients:
+            self._clients[to](to, sender, message)
+
+    def _came(self, sender: PeerId, to: PeerId, outcome: Outcome) -> None:
+        """An outcome reaches a peer, or news of a broken channel a client."""
+        one = self.peers.get(to)
+        if one is not None:
+            self._apply(to, one.peer.receive(sender, outcome, one.clock(self.engine.now)))
+        elif to in self._clients:
+            self._clients[to](to, sender, outcome)

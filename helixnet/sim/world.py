@@ -1,0 +1,74 @@
+"""What is true of the simulated machines and the links between them, whatever anybody has measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from helixnet.core.model import Manifest
+from helixnet.core.plan.snapshot import Snapshot
+from helixnet.core.swarm.capability import Capability
+from helixnet.core.types import PeerId
+from helixnet.sim.network import Path
+
+LIFE = "+"
+"""Between a machine's name and the number of its life: who comes back after a crash is another peer."""
+CLIENT = "client-"
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One way between two machines."""
+
+    latency_s: float
+    bandwidth: float
+
+
+def machine_of(peer: PeerId) -> PeerId:
+    """The machine that a peer runs on."""
+    return PeerId(peer.partition(LIFE)[0])
+
+
+@dataclass(slots=True)
+class World:
+    """Machines by name, and links between them by pair; where there is none, `default`."""
+
+    manifest: Manifest
+    machines: Mapping[PeerId, Capability]
+    links: Mapping[tuple[PeerId, PeerId], Link]
+    default: Link
+    client_link: Link
+    """Between any client and any machine, both ways."""
+    uplinks: Mapping[PeerId, float] = field(default_factory=dict)
+    """Bytes/s of machines all of whose links share one line out."""
+    loss: float = 0.0
+    """Share of frames of which a packet is lost."""
+    load_bytes_per_s: float = 500e6
+    """How fast weights are read or fetched."""
+
+    def link(self, source: PeerId, target: PeerId) -> Link:
+        """The link between two peers or clients."""
+        if source.startswith(CLIENT) or target.startswith(CLIENT):
+            return self.client_link
+        return self.links.get((machine_of(source), machine_of(target)), self.default)
+
+    def path(self, source: PeerId, target: PeerId) -> Path:
+        """The way of a frame, for the network."""
+        link = self.link(source, target)
+        machine = machine_of(source)
+        uplink = self.uplinks.get(machine)
+        if uplink is None:
+            return Path(link.latency_s, link.bandwidth, (source, target), self.loss)
+        return Path(link.latency_s, min(uplink, link.bandwidth), machine, self.loss)
+
+
+def world_of(snapshot: Snapshot, client_link: Link | None = None) -> World:
+    """The world in which a snapshot is exactly true."""
+    default = Link(snapshot.default_round_trip_s / 2, snapshot.default_bandwidth)
+    return World(
+        manifest=snapshot.manifest,
+        machines={view.peer: view.capability for view in snapshot.peers},
+        links={(link.source, link.target): Link(link.round_trip_s / 2, link.bandwidth) for link in snapshot.links},
+        default=default,
+        client_link=client_link or default,
+    )

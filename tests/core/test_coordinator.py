@@ -1,0 +1,113 @@
+"""The coordinator's side of a plan: an offer stays until it is carried, as long as what is left of it can carry."""
+
+from __future__ import annotations
+
+import msgspec
+
+from helixnet.core.machine import Effect, Send, Solve, Solved
+from helixnet.core.plan.coordinator import Coordinator, CoordinatorConfig
+from helixnet.core.plan.plan import Assignment, Flow, Placement, Prediction
+from helixnet.core.swarm.records import PeerRecord
+from helixnet.core.types import PeerId, Span
+from helixnet.core.wire import messages as wire
+from tests.virtual_swarm import MANIFEST, capability
+
+ME, A, B, C = PeerId("me"), PeerId("a"), PeerId("b"), PeerId("c")
+CONFIG = CoordinatorConfig()
+RATE = Prediction(tokens_per_s=10.0, bound_tokens_per_s=10.0, ttft_s=0.1, tpot_s=0.1)
+
+
+def record(peer: PeerId, *held: Span) -> PeerRecord:
+    return PeerRecord(
+        peer=peer,
+        name=peer,
+        addresses=(),
+        model="toy",
+        manifest_hash=MANIFEST.hash,
+        state="active",
+        capability=capability(10**9),
+        held=held,
+    )
+
+
+def a_placement(rate: float = 10.0, **spans: tuple[int, int]) -> Placement:
+    assignments = tuple(Assignment(PeerId(peer), Span(*span)) for peer, span in sorted(spans.items()))
+    prediction = msgspec.structs.replace(RATE, tokens_per_s=rate)
+    return Placement(assignments=assignments, flows=(Flow(None, A, rate),), prediction=prediction)
+
+
+class Tenure:
+    """A coordinator with three members, asked to plan at once."""
+
+    def __init__(self) -> None:
+        self.records = {peer: record(peer) for peer in (A, B, C)}
+        self.coordinator = Coordinator(ME, "net", MANIFEST, CONFIG)
+        self.coordinator.begin(1, None, 0.0)
+        self.now = 0.0
+
+    def tick(self, seconds: float) -> list[Effect]:
+        self.now += seconds
+        return self.coordinator.tick(self.records, self.now)
+
+    def offer(self, placement: Placement) -> None:
+        effects: list[Effect] = []
+        while not any(isinstance(effect, Solve) for effect in effects):
+            effects = self.tick(1.0)
+        self.coordinator.solved(Solved(placement, None), self.records, self.now)
+
+    def ready(self, peer: PeerId, epoch: int = 1) -> list[Effect]:
+        return self.coordinator.ready(peer, wire.PlanReady(term=1, epoch=epoch), self.records, self.now)
+
+
+def activated(effects: list[Effect]) -> bool:
+    return any(isinstance(effect, Send) and isinstance(effect.message, wire.PlanActive) for effect in effects)
+
+
+def test_while_an_offer_is_open_nothing_else_is_planned() -> None:
+    tenure = Tenure()
+    tenure.offer(a_placement(a=(0, 3), b=(3, 6)))
+    tenure.coordinator.news(tenure.now)
+    for _ in range(int(CONFIG.offer_s) - 1):
+        assert not any(isinstance(effect, Solve) for effect in tenure.tick(1.0))
+    tenure.ready(A)
+    assert activated(tenure.ready(B))
+    assert any(isinstance(effect, Solve) for effect in tenure.tick(CONFIG.quiet_s_max)), "the news was kept"
+
+
+def test_where_nothing_serves_a_plan_is_active_as_soon_as_the_ready_cover_the_model() -> None:
+    tenure = Tenure()
+    tenure.offer(a_placement(a=(0, 3), b=(3, 6), c=(0, 6)))
+    assert not activated(tenure.ready(A))
+    assert activated(tenure.ready(B)), "c may still be loading"
+
+
+def test_where_a_plan_serves_the_next_waits_for_all_of_its_peers() -> None:
+    tenure = Tenure()
+    tenure.offer(a_placement(a=(0, 3), b=(3, 6)))
+    tenure.ready(A)
+    tenure.ready(B)
+    tenure.offer(a_placement(rate=30.0, a=(0, 4), b=(3, 6), c=(0, 6)))
+    assert not activated(tenure.ready(C, 2)) and not activated(tenure.ready(A, 2))
+    assert activated(tenure.ready(B, 2))
+
+
+def test_an_offer_outlives_a_peer_whose_layers_others_hold() -> None:
+    tenure = Tenure()
+    tenure.offer(a_placement(a=(0, 3), b=(3, 6)))
+    tenure.ready(A)
+    tenure.ready(B)
+    tenure.offer(a_placement(rate=30.0, a=(0, 3), b=(3, 6), c=(0, 6)))
+    tenure.ready(A, 2)
+    tenure.ready(B, 2)
+    del tenure.records[C]
+    tenure.coordinator.lost(C, tenure.now)
+    assert activated(tenure.tick(0.0)), "everybody who is left is ready"
+
+
+def test_an_offer_that_cannot_do_without_a_peer_ends_with_it() -> None:
+    tenure = Tenure()
+    tenure.offer(a_placement(a=(0, 3), b=(3, 6)))
+    del tenure.records[B]
+    tenure.coordinator.lost(B, tenure.now)
+    assert not activated(tenure.ready(A))
+    assert any(isinstance(effect, Solve) for effect in tenure.tick(CONFIG.quiet_s_max))

@@ -1,0 +1,62 @@
+"""A request as its client sees it, message by message."""
+
+from __future__ import annotations
+
+import itertools
+
+from helixnet.core.route.pipeline import Pipeline, Stage
+from helixnet.core.route.request import Request, RequestConfig, RequestSpec
+from helixnet.core.types import PeerId, SessionId, Span
+from helixnet.core.wire import messages as wire
+
+ENTRY = PeerId("entry")
+PIPELINE: Pipeline = (Stage(ENTRY, Span(0, 6)),)
+CONFIG = RequestConfig(patience_s=60.0, attempts_max=8)
+
+
+def a_request() -> Request:
+    names = (SessionId(f"s{number}") for number in itertools.count())
+    spec = RequestSpec(manifest_hash="m", context_tokens=100, prompt=(1, 2), tokens_max=1)
+    request = Request(
+        spec, lambda masked: "all are full" if ENTRY in masked else PIPELINE, lambda: next(names), CONFIG, 0.0
+    )
+    request.tick(0.0)
+    return request
+
+
+def refuse(request: Request, now: float) -> None:
+    assert request.session is not None
+    request.receive(ENTRY, wire.Refused(session=request.session, peer=ENTRY, code="busy"), now)
+
+
+def test_full_peers_are_asked_again_and_again_while_patience_lasts() -> None:
+    request = a_request()
+    now = 0.0
+    for _ in range(3 * CONFIG.attempts_max):
+        refuse(request, now)
+        while request.session is None:
+            now = request.deadline()
+            request.tick(now)
+        assert not request.over and len(request.pipelines) == 1
+    assert request.session is not None
+    request.receive(ENTRY, wire.Token(session=request.session, index=0, token_id=7, finish="length"), now)
+    assert (request.tokens, request.finish) == ([7], "length")
+
+
+def test_patience_ends_and_says_what_the_matter_was() -> None:
+    request = a_request()
+    now = 0.0
+    while not request.over:
+        if request.session is not None:
+            refuse(request, now)
+        now = request.deadline()
+        request.tick(now)
+    assert "giving up" in str(request.error) and now >= CONFIG.patience_s
+
+
+def test_pipelines_that_break_are_counted() -> None:
+    request = a_request()
+    for _ in range(CONFIG.attempts_max):
+        assert request.session is not None
+        request.receive(ENTRY, wire.Broken(session=request.session, reason="it broke"), 0.0)
+    assert request.over and "it broke" in str(request.error)
