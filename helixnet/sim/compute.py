@@ -25,14 +25,16 @@ from helixnet.sim.invariants import broken
 _ROW = struct.Struct("<QII")
 ROW_BYTES = _ROW.size
 """What the machines take a row to be; links are charged for the model's real rows."""
+VOCABULARY = 1 << 17
 _MASK = (1 << 64) - 1
 _SPREAD = 0x9E3779B97F4A7C15
 """Knuth's multiplier: 2**64 over the golden ratio."""
 
 
 def digested(manifest: Manifest) -> Manifest:
-    """The model as the simulated machines know it: digests are its rows, everything else is as it was."""
-    return msgspec.structs.replace(manifest, hidden_size=ROW_BYTES // DTYPE_BYTES[manifest.dtype])
+    """The model as the simulated machines know it: digests are its rows, and tokens are told apart."""
+    row = ROW_BYTES // DTYPE_BYTES[manifest.dtype]
+    return msgspec.structs.replace(manifest, hidden_size=row, vocab_size=VOCABULARY)
 
 
 def absorb(state: int, token: int) -> int:

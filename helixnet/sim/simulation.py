@@ -6,17 +6,15 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from helixnet.core.errors import HelixError
-from helixnet.core.machine import Event, Solve, Solved
-from helixnet.core.plan.plan import Placement
+from helixnet.core.machine import Event
 from helixnet.core.route.request import RequestConfig
 from helixnet.core.types import PeerId
-from helixnet.planner.objective import BALANCED, Objective
 from helixnet.planner.problem import Workload
-from helixnet.planner.solve import Budget, evaluate, solve
 from helixnet.sim.clients import Client
 from helixnet.sim.engine import Engine
+from helixnet.sim.faults import Fault, inflict
 from helixnet.sim.invariants import check_at_rest
+from helixnet.sim.solving import planner
 from helixnet.sim.swarm import SimConfig, Solving, Swarm
 from helixnet.sim.tally import RequestTally, Tally
 from helixnet.sim.workload import Lengths, arrivals
@@ -24,6 +22,8 @@ from helixnet.sim.world import World
 
 DRAIN_S = 3_600.0
 """After the last request was asked, all must have ended within this."""
+REST_S = 30.0
+"""How much longer than its idle sessions a swarm may take to come to rest."""
 SETTLE_S = 120.0
 """A plan must be active within this, or the simulation says why there is none."""
 
@@ -48,31 +48,12 @@ class Setup:
     load: Load
     seconds: float
     """Of load, from the first active plan on."""
+    faults: tuple[Fault, ...] = ()
     seed: int = 0
     config: SimConfig = field(default_factory=SimConfig)
     request: RequestConfig = field(default_factory=RequestConfig)
     solving: Solving | None = None
     """The planner; None for the real one, inline."""
-
-
-def planner(
-    workload: Workload, objective: Objective = BALANCED, budget: Budget | None = None, seconds: float = 1.0
-) -> Solving:
-    """The real planner; in virtual time each answer takes `seconds`."""
-
-    def solving(effect: Solve) -> tuple[Solved, float]:
-        placement: Placement | None = None
-        current: Placement | None = None
-        problem = ""
-        try:
-            placement = solve(effect.snapshot, effect.seed, budget, objective, None, workload)
-            if effect.current is not None:
-                current = evaluate(effect.snapshot, effect.current.assignments, objective.model, workload)
-        except HelixError as error:
-            problem = str(error)
-        return Solved(placement, current, problem, seconds), seconds
-
-    return solving
 
 
 class Simulation:
@@ -115,9 +96,14 @@ class Simulation:
         self._asking = False
         self.mark("load ends")
         self.engine.run(self.ends_at + DRAIN_S, lambda: not any(client.running for client in self.clients))
-        self.engine.run(self.engine.now + self.setup.config.peer.entry.ping_s)
+        # What a dead peer had opened elsewhere stays until it has been idle for too long.
+        rest_s = self.setup.config.peer.stage.idle_s + REST_S
+        self.engine.run(self.engine.now + rest_s, self._is_at_rest)
         check_at_rest({name: one.peer for name, one in self.swarm.peers.items()})
         return self.tally
+
+    def _is_at_rest(self) -> bool:
+        return not any(one.peer.stage.sessions or one.peer.entry.sessions for one in self.swarm.peers.values())
 
     def mark(self, what: str) -> None:
         """Something for plots over time to point at."""
@@ -132,12 +118,18 @@ class Simulation:
     def _begin_load(self) -> None:
         self._asking = True
         load = self.setup.load
+        for fault in self.setup.faults:
+            self.engine.at(self.began_at + fault.at_s, self._inflict, fault)
         if load.per_s:
             times = random.Random(f"arrivals {self.setup.seed}")
             for at_s in arrivals(times, load.per_s, self.setup.seconds):
                 self.engine.at(self.began_at + at_s, self._ask, _nothing)
         for _ in range(load.in_flight):
             self.engine.after(self.engine.rng.uniform(0, 1), self._ask, self._ask_again)
+
+    def _inflict(self, fault: Fault) -> None:
+        self.mark(str(fault))
+        inflict(self.swarm, fault)
 
     def _ask(self, ended: Callable[[RequestTally], None]) -> None:
         client = self.clients[self._next_client % len(self.clients)]

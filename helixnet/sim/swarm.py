@@ -192,6 +192,11 @@ class Swarm:
                 records.append(self._decoded(owner, value))
         return records
 
+    def coordinator(self) -> PeerId | None:
+        """Who coordinates: of several, the one of the highest term."""
+        acting = [(one.peer.coordinator.term, name) for name, one in self.peers.items() if one.peer.coordinator.term]
+        return max(acting)[1] if acting else None
+
     def coordinator_named(self) -> PeerId | None:
         """Who coordinates, by the newest pointer in the directory."""
         entries = self._directory.get(pointer_key(NETWORK, self.manifest.hash), {})

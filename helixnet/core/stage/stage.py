@@ -181,8 +181,10 @@ class StageMachine:
         return self._enqueue(session, work, now) if session is not None else []
 
     def _enqueue(self, session: StageSession, work: Work, now: float) -> list[Effect]:
-        if work.position != session.next_position or work.position + work.tokens > session.tokens_max:
+        if work.position != session.next_position:
             return self._broken(session, (), f"position {work.position} came where {session.next_position} was due")
+        if work.position + work.tokens > session.tokens_max:
+            return self._broken(session, (), f"more than the {session.tokens_max} tokens that were reserved came")
         session.next_position += work.tokens
         session.active_at = now
         self.meter.count(session.previous_hop, work.tokens, now)
