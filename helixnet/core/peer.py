@@ -37,7 +37,7 @@ from helixnet.core.wire import messages as wire
 
 
 class PeerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Timing and bounds of one peer; presets are in `helixnet.daemon.config`."""
+    """Timing and bounds of one peer; presets are in `helixnet.core.presets`."""
 
     heartbeat_s: float = 1.0
     """How often a member reports to the coordinator."""

@@ -15,17 +15,18 @@ from helixnet.core.errors import ManifestMismatch, MemoryTooSmall
 from helixnet.core.machine import Event, Outcome
 from helixnet.core.model import Manifest
 from helixnet.core.peer import Peer, PeerFacts
+from helixnet.core.presets import PRESETS
 from helixnet.core.swarm.capability import Capability
 from helixnet.core.types import PeerId
 from helixnet.core.wire import messages as wire
 from helixnet.core.wire.codec import Lane
 from helixnet.daemon.compute import EngineThread
-from helixnet.daemon.config import PRESETS, Settings, home, parse_memory
+from helixnet.daemon.config import Settings, home, parse_memory
 from helixnet.daemon.links import LinkKeeper
 from helixnet.daemon.planning import solve_in_worker
 from helixnet.engine.base import Engine
 from helixnet.net.base import Directory, Host
-from helixnet.net.driver import ComputeEffect, Driver, Ports
+from helixnet.net.driver import ComputeEffect, Driver, DriverConfig, Ports
 from helixnet.net.members import read_members
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class PeerProcess:
             on_event=self._on_event,
             extra=lambda sender, message, body: links.take(sender, message, body) or files.take(sender, message),
         )
-        driver = Driver(peer, ports, preset.driver)
+        driver = Driver(peer, ports, DriverConfig(read_s=preset.read_s))
         self._emit("peer.joined", peer=host.peer_id, addresses=list(host.addresses()), model=model.manifest.name)
         await driver.read_directory()
         running = [asyncio.create_task(driver.run()), asyncio.create_task(links.run())]

@@ -23,11 +23,7 @@ from typing import Any
 import msgspec
 
 from helixnet.core.errors import ConfigError
-from helixnet.core.peer import PeerConfig
-from helixnet.core.plan.coordinator import CoordinatorConfig
-from helixnet.core.swarm.election import LeaseConfig
-from helixnet.core.swarm.membership import MembershipConfig
-from helixnet.net.driver import DriverConfig
+from helixnet.core.presets import PRESETS
 
 MEMORY_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 ENV_PREFIX = "HELIXNET_"
@@ -75,57 +71,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             return self.listen
         local = all("/ip4/127." in address or "/ip6/::1/" in address for address in self.join)
         return ("/ip4/127.0.0.1/tcp/0",) if local else ("/ip4/0.0.0.0/tcp/0",)
-
-
-class Preset(msgspec.Struct, frozen=True):
-    """Timing that suits one kind of network."""
-
-    peer: PeerConfig
-    driver: DriverConfig
-
-
-PRESETS: Mapping[str, Preset] = {
-    # One machine or one switch: round trips below a millisecond, so silence is noticed in seconds.
-    "lan": Preset(PeerConfig(), DriverConfig()),
-    # Good links across a continent: patience for a lost packet or two.
-    "wan": Preset(
-        PeerConfig(
-            heartbeat_s=3.0,
-            publish_s=15.0,
-            record_lifetime_s=60.0,
-            membership=MembershipConfig(suspect_s=10.0, dead_s=20.0),
-            lease=LeaseConfig(settle_s=4.0, duration_s=12.0, renew_s=3.0, drift_margin_s=1.0, claim_stagger_s=2.0),
-            coordinator=CoordinatorConfig(
-                resolve_s=120.0,
-                quiet_s=3.0,
-                quiet_s_max=15.0,
-                offer_s=900.0,
-                default_round_trip_s=0.06,
-                default_bandwidth=12.5e6,
-            ),
-        ),
-        DriverConfig(read_s=5.0),
-    ),
-    # Home lines that stall when somebody watches a film.
-    "home": Preset(
-        PeerConfig(
-            heartbeat_s=5.0,
-            publish_s=25.0,
-            record_lifetime_s=100.0,
-            membership=MembershipConfig(suspect_s=20.0, dead_s=45.0),
-            lease=LeaseConfig(settle_s=8.0, duration_s=25.0, renew_s=5.0, drift_margin_s=2.0, claim_stagger_s=4.0),
-            coordinator=CoordinatorConfig(
-                resolve_s=300.0,
-                quiet_s=5.0,
-                quiet_s_max=30.0,
-                offer_s=1800.0,
-                default_round_trip_s=0.08,
-                default_bandwidth=2.5e6,
-            ),
-        ),
-        DriverConfig(read_s=10.0),
-    ),
-}
 
 
 def parse_memory(text: str) -> int:

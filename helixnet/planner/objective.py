@@ -87,11 +87,12 @@ def _served(objective: Objective, outlook: Forecast) -> float:
 def score_at_most(problem: Problem, objective: Objective, spans: Spans) -> float:
     """No less than `score`, without solving a flow: lets a search pass over what cannot be good."""
     counts, supply = [0] * problem.layers, [0.0] * problem.layers
-    total = 0.0
+    total = room = 0.0
     for peer, span in zip(problem.peers, spans, strict=True):
         if span is not None:
             capacity = peer.capacity[len(span)]
             total += capacity
+            room += min(peer.kv_room(span, problem.layers), problem.sessions_max * problem.session_tokens * len(span))
             for layer in span.layers():
                 counts[layer] += 1
                 supply[layer] += capacity if objective.model is CapacityModel.EXACT else capacity / len(span)
@@ -100,7 +101,8 @@ def score_at_most(problem: Problem, objective: Objective, spans: Spans) -> float
         return UNCOVERED * counts.count(0)
     flow = min(thinnest, total / problem.layers)
     quickest = problem.layers * min(peer.decode_s for peer in problem.peers)
-    served = math.log(flow) - objective.latency * math.log(quickest) + objective.room * math.log(problem.sessions_max)
+    sessions = max(1.0, room / (problem.session_tokens * problem.layers))
+    served = math.log(flow) - objective.latency * math.log(quickest) + objective.room * math.log(sessions)
     return (served if objective.predicted else math.log(flow)) + _extras(problem, objective, spans)
 
 

@@ -129,12 +129,13 @@ def _sessions(problem: Problem, spans: Spans, parts: list[_Part]) -> tuple[float
     for part in parts:
         span = spans[part.index]
         assert span is not None, "only peers with spans carry flow"
-        each[part.index] = problem.peers[part.index].kv_room(span, problem.layers) / len(span)
+        room = problem.peers[part.index].kv_room(span, problem.layers) / len(span) / problem.session_tokens
+        each[part.index] = min(room, float(problem.sessions_max))
         rooms[span.start : span.stop] += each[part.index]
     thinnest = int(rooms.argmin())
     holders = [part.index for part in parts if thinnest in (spans[part.index] or Span(0, 1)).layers()]
     tightest = max(holders, key=lambda index: each[index], default=parts[0].index)
-    return min(float(rooms[thinnest]) / problem.session_tokens, float(problem.sessions_max)), tightest
+    return float(rooms[thinnest]), tightest
 
 
 def _hops(problem: Problem, routing: Routing) -> float:

@@ -57,6 +57,31 @@ class _Line:
     round_trip_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Geography:
+    """Peers and what lies between any two; matrices are indexed [source, target], their diagonals mean nothing."""
+
+    manifest: Manifest
+    capabilities: dict[PeerId, Capability]
+    bandwidth: Floats
+    """Bytes/s."""
+    round_trip_s: Floats
+    uplinks: dict[PeerId, float]
+    """Bytes/s that a peer can send to all others together."""
+
+    def snapshot(self) -> Snapshot:
+        """The swarm with a measured link between any two peers, both ways."""
+        ids = list(self.capabilities)
+        links = [
+            Link(source=source, target=target, round_trip_s=seconds, bandwidth=rate)
+            for source, rates, delays in zip(ids, self.bandwidth.tolist(), self.round_trip_s.tolist(), strict=True)
+            for target, rate, seconds in zip(ids, rates, delays, strict=True)
+            if source is not target
+        ]
+        views = tuple(PeerView(peer=peer, capability=capability) for peer, capability in self.capabilities.items())
+        return Snapshot(manifest=self.manifest, peers=views, links=tuple(links))
+
+
 def geo_swarm(seed: int, peers: int, regions: int, homes: float = HOMES, model: str = "llama-3.1-70b") -> Snapshot:
     """So many peers anywhere in so many regions, with a measured link between any two, both ways.
 
@@ -65,23 +90,28 @@ def geo_swarm(seed: int, peers: int, regions: int, homes: float = HOMES, model: 
     Raises:
         UsageError: the model is not known by its name.
     """
+    return geography(seed, peers, regions, homes, model).snapshot()
+
+
+def geography(seed: int, peers: int, regions: int, homes: float = HOMES, model: str = "llama-3.1-70b") -> Geography:
+    """The same swarm before anybody has measured it.
+
+    Raises:
+        UsageError: the model is not known by its name.
+    """
     rng = random.Random(seed)
     manifest = manifest_of(ModelEntry(name=model))
     ids = [PeerId(f"peer-{n:04d}") for n in range(peers)]
-    views, lines = [], []
+    capabilities: dict[PeerId, Capability] = {}
+    lines = []
     for peer in ids:
         home = rng.random() < homes
         gpu = GPUS[rng.choice(HOME_GPUS if home else DATA_CENTRE_GPUS)]
-        views.append(PeerView(peer=peer, capability=_capability(gpu, manifest, rng)))
+        capabilities[peer] = _capability(gpu, manifest, rng)
         lines.append(_line(rng.randrange(regions), home, rng))
     bandwidth, round_trip_s = _pairs(lines, _distances_km(regions, rng), np.random.default_rng(seed))
-    links = [
-        Link(source=source, target=target, round_trip_s=seconds, bandwidth=rate)
-        for source, rates, delays in zip(ids, bandwidth.tolist(), round_trip_s.tolist(), strict=True)
-        for target, rate, seconds in zip(ids, rates, delays, strict=True)
-        if source is not target
-    ]
-    return Snapshot(manifest=manifest, peers=tuple(views), links=tuple(links))
+    uplinks = {peer: line.up for peer, line in zip(ids, lines, strict=True)}
+    return Geography(manifest, capabilities, bandwidth, round_trip_s, uplinks)
 
 
 def _capability(gpu: Gpu, manifest: Manifest, rng: random.Random) -> Capability:

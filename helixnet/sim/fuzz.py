@@ -55,12 +55,12 @@ def story(seed: int) -> Setup:
     )
     names = [PeerId(f"m{n}") for n in range(rng.randint(*PEERS))]
     machines = {name: _device(rng, manifest) for name in names}
+    links = {(a, b): _link(rng) for a in names for b in names if a != b}
     return Setup(
         world=World(
             manifest=manifest,
             machines=machines,
-            links={(a, b): _link(rng) for a in names for b in names if a != b},
-            default=_link(rng),
+            between=lambda source, target: links[source, target],
             client_link=_link(rng),
             loss=rng.choice((0.0, 0.0, 0.01)),
             load_bytes_per_s=rng.choice((50e6, 500e6)),

@@ -36,6 +36,15 @@ class Load:
     per_s: float = 0.0
     in_flight: int = 0
     clients: int = 4
+    crowds: tuple[Crowd, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """So many requests at once, `at_s` seconds after the load begins."""
+
+    at_s: float
+    requests: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +119,10 @@ class Simulation:
         self.tally.mark(self.engine.now, what)
         self.engine.note(what)
 
+    def mark_at(self, at_s: float, what: str) -> None:
+        """The same, so many seconds after the load began."""
+        self.engine.at(self.began_at + at_s, self.mark, what)
+
     def _is_served(self) -> bool:
         return any(client.sees_active_plan for client in self.clients)
 
@@ -119,17 +132,18 @@ class Simulation:
         self._asking = True
         load = self.setup.load
         for fault in self.setup.faults:
-            self.engine.at(self.began_at + fault.at_s, self._inflict, fault)
+            self.mark_at(fault.at_s, str(fault))
+            self.engine.at(self.began_at + fault.at_s, inflict, self.swarm, fault)
         if load.per_s:
             times = random.Random(f"arrivals {self.setup.seed}")
             for at_s in arrivals(times, load.per_s, self.setup.seconds):
                 self.engine.at(self.began_at + at_s, self._ask, _nothing)
+        for crowd in load.crowds:
+            self.mark_at(crowd.at_s, f"{crowd.requests} requests at once")
+            for _ in range(crowd.requests):
+                self.engine.at(self.began_at + crowd.at_s, self._ask, _nothing)
         for _ in range(load.in_flight):
             self.engine.after(self.engine.rng.uniform(0, 1), self._ask, self._ask_again)
-
-    def _inflict(self, fault: Fault) -> None:
-        self.mark(str(fault))
-        inflict(self.swarm, fault)
 
     def _ask(self, ended: Callable[[RequestTally], None]) -> None:
         client = self.clients[self._next_client % len(self.clients)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from helixnet.core.model import Manifest
 from helixnet.core.plan.snapshot import Snapshot
 from helixnet.core.swarm.capability import Capability
 from helixnet.core.types import PeerId
+from helixnet.planner.random_swarm import Geography
 from helixnet.sim.network import Path
 
 LIFE = "+"
@@ -31,12 +32,11 @@ def machine_of(peer: PeerId) -> PeerId:
 
 @dataclass(slots=True)
 class World:
-    """Machines by name, and links between them by pair; where there is none, `default`."""
+    """Machines by name, and what lies between any two of them."""
 
     manifest: Manifest
     machines: Mapping[PeerId, Capability]
-    links: Mapping[tuple[PeerId, PeerId], Link]
-    default: Link
+    between: Callable[[PeerId, PeerId], Link]
     client_link: Link
     """Between any client and any machine, both ways."""
     uplinks: Mapping[PeerId, float] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class World:
         """The link between two peers or clients."""
         if source.startswith(CLIENT) or target.startswith(CLIENT):
             return self.client_link
-        return self.links.get((machine_of(source), machine_of(target)), self.default)
+        return self.between(machine_of(source), machine_of(target))
 
     def path(self, source: PeerId, target: PeerId) -> Path:
         """The way of a frame, for the network."""
@@ -65,10 +65,27 @@ class World:
 def world_of(snapshot: Snapshot, client_link: Link | None = None) -> World:
     """The world in which a snapshot is exactly true."""
     default = Link(snapshot.default_round_trip_s / 2, snapshot.default_bandwidth)
+    links = {(link.source, link.target): Link(link.round_trip_s / 2, link.bandwidth) for link in snapshot.links}
     return World(
         manifest=snapshot.manifest,
         machines={view.peer: view.capability for view in snapshot.peers},
-        links={(link.source, link.target): Link(link.round_trip_s / 2, link.bandwidth) for link in snapshot.links},
-        default=default,
+        between=lambda source, target: links.get((source, target), default),
         client_link=client_link or default,
+    )
+
+
+def world_in(geography: Geography, client_link: Link) -> World:
+    """The world of a random swarm spread over the globe; each peer's links share its line out."""
+    index = {peer: number for number, peer in enumerate(geography.capabilities)}
+
+    def between(source: PeerId, target: PeerId) -> Link:
+        pair = index[source], index[target]
+        return Link(float(geography.round_trip_s[pair]) / 2, float(geography.bandwidth[pair]))
+
+    return World(
+        manifest=geography.manifest,
+        machines=geography.capabilities,
+        between=between,
+        client_link=client_link,
+        uplinks=geography.uplinks,
     )
