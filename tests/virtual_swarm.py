@@ -284,7 +284,7 @@ class VirtualSwarm:
             for owner, (expires, value) in sorted(entries.items())
             if expires > self.now and frozenset((owner, me)) not in self.cuts
         ]
-        self.peers[me].listed(records, self.now)
+        self._apply(me, self.peers[me].listed(records, self.now))
 
     def _apply(self, me: PeerId, effects: list[Effect]) -> None:
         for effect in effects:

@@ -83,6 +83,8 @@ class Solve(_Value, frozen=True):
     snapshot: Snapshot
     current: Placement | None
     seed: int
+    repair: bool = False
+    """Somebody came or went: a quick answer with few moves is wanted more than the best there is."""
 
 
 class Emit(_Value, frozen=True):

@@ -70,6 +70,9 @@ class PeerFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 _NO_BODY = memoryview(b"")
 
+FOLLOWER_PAUSES = 3
+"""Whoever follows a coordinator reads the directory so much more seldom."""
+
 
 def members_key(network: str) -> str:
     """Where the directory keeps the records of a network's members."""
@@ -150,8 +153,8 @@ class Peer:
 
     # --- what the daemon tells it ------------------------------------------------------------------
 
-    def listed(self, records: list[PeerRecord], now: float) -> None:
-        """The directory was read."""
+    def listed(self, records: list[PeerRecord], now: float) -> list[Effect]:
+        """The directory was read: newcomers are seen, and a newcomer sees whom to report to."""
         known = {member.record.peer for member in self.membership.live()}
         self.membership.listed(records, now)
         for record in records:
@@ -159,6 +162,16 @@ class Peer:
         if {member.record.peer for member in self.membership.live()} != known:
             self.coordinator.news(now)
             self._timers.view_due = True
+        best = max((r for r in records if r.coordinator is not None), key=lambda r: (r.term, r.peer), default=None)
+        if best is None or best.coordinator is None or not self.election.told_of(best.coordinator, best.term, now):
+            return []
+        return [Send(best.coordinator, wire.Announce(record=self.record(now)))]
+
+    def directory_pause_s(self, read_s: float) -> float:
+        """How long after a look into the directory the next is due, if `read_s` is how often one needs it that knows
+        no coordinator, or is it. Others hear of what matters to them from theirs."""
+        follows = self.election.holder not in (None, self.me)
+        return read_s * FOLLOWER_PAUSES if follows else read_s
 
     def measured(self, capability: Capability, now: float) -> list[Effect]:
         """This peer knows what it can do: it may be planned now."""
@@ -175,7 +188,7 @@ class Peer:
         live = self.membership.live()
         effects: list[Effect] = [Send(member.record.peer, wire.Leave()) for member in live]
         self.coordinator.end()
-        effects += self.election.resign([Candidate(m.record.peer, m.record.uptime_s) for m in live])
+        effects += self.election.resign(self._candidates())
         return [*effects, self._publish(now), *self._views(now)]
 
     def may_stop(self, now: float) -> bool:
@@ -275,10 +288,14 @@ class Peer:
         if record.peer != sender:
             return []
         self.election.see_term(record.term)
-        if self.membership.announced(record, now):
+        is_news = self.membership.announced(record, now)
+        if is_news:
             self.coordinator.news(now)
             self._timers.view_due = True
-        return self.coordinator.remind(record) if self.coordinator.term else []
+        if not self.coordinator.term:
+            return []
+        # A newcomer hears of the lease at once, not only with the next renewal.
+        return [*self.election.vouch(record.peer, is_news), *self.coordinator.remind(record, now)]
 
     def _leased(self, sender: PeerId, message: wire.Lease, now: float) -> list[Effect]:
         before = self.election.holder
@@ -293,8 +310,10 @@ class Peer:
     def _elect(self, now: float) -> list[Effect]:
         may_claim = self.capability is not None and not self.leaving
         mine = Candidate(self.me, now - self._started_at) if may_claim else None
-        live = [Candidate(m.record.peer, m.record.uptime_s) for m in self.membership.live()]
-        return [*self.election.tick(now, mine, live, self.addresses), *self._check_tenure(now)]
+        return [*self.election.tick(now, mine, self._candidates, self.addresses), *self._check_tenure(now)]
+
+    def _candidates(self) -> list[Candidate]:
+        return [Candidate(m.record.peer, m.record.uptime_s) for m in self.membership.live()]
 
     def _check_tenure(self, now: float) -> list[Effect]:
         """Begin or end our own coordinating as the lease comes and goes."""
@@ -333,6 +352,7 @@ class Peer:
             plan=self.follower.number,
             plan_active=self.follower.active,
             term=self.election.term,
+            coordinator=self.election.holder,
             uptime_s=now - self._started_at,
             sessions=len(self.stage.sessions),
             kv_free=self.stage.pool.free_share,

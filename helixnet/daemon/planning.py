@@ -17,7 +17,7 @@ SOLVE_S_MAX = 50.0
 
 async def solve_in_worker(effect: Solve) -> Solved:
     """The planner's answer; a problem in words if the worker failed or took too long."""
-    question = msgspec.msgpack.encode(Question(effect.snapshot, effect.current, effect.seed))
+    question = msgspec.msgpack.encode(Question(effect.snapshot, effect.current, effect.seed, effect.repair))
     worker = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "helixnet.daemon.solve_worker", stdin=PIPE, stdout=PIPE, stderr=PIPE
     )

@@ -27,6 +27,7 @@ class Question(msgspec.Struct, frozen=True):
     snapshot: Snapshot
     current: Placement | None
     seed: int
+    repair: bool
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -45,7 +46,8 @@ def answer(question: Question) -> Answer:
     began = time.perf_counter()
     placement, current, problem = None, None, ""
     try:
-        placement = planner.solve(question.snapshot, question.seed, planner.Budget())
+        find = planner.mend if question.repair else planner.solve
+        placement = find(question.snapshot, question.seed)
         if question.current is not None:
             current = planner.evaluate(question.snapshot, question.current.assignments)
     except HelixError as error:

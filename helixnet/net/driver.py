@@ -133,7 +133,7 @@ class Driver:
     async def _directory(self) -> None:
         while True:
             await self.read_directory()
-            await asyncio.sleep(self._config.read_s)
+            await asyncio.sleep(self.peer.directory_pause_s(self._config.read_s))
 
     async def read_directory(self) -> None:
         """Read the members' records once and tell the machine; what is malformed is left out."""
@@ -146,7 +146,7 @@ class Driver:
         for record in records:
             if record.peer != self.peer.me:
                 self.ports.host.learn(record.peer, record.addresses)
-        self.peer.listed(records, time.monotonic())
+        self.apply(self.peer.listed(records, time.monotonic()))
 
     def _record_refused(self, owner: PeerId, why: str) -> None:
         self.ports.on_event(Event("record.refused", {"peer": owner, "why": why}))

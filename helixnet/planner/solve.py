@@ -23,6 +23,8 @@ from helixnet.planner.starts import starts
 
 BY_FLOW_SHARE = 0.25
 """Of the work for flow alone, for a search that computes each flow, where links bind."""
+MEND_PEERS_MIN = 16
+"""In smaller swarms a whole search takes about as long as a repair."""
 CELLS_PER_WORK = 200
 """Array cells filled in the time of one unit of such a search's work."""
 
@@ -72,6 +74,30 @@ def solve(
     """
     problem = from_snapshot(snapshot, workload)
     return to_placement(problem, place(problem, seed, budget, objective, cancelled), objective.model)
+
+
+def mend(
+    snapshot: Snapshot,
+    seed: int,
+    budget: Budget | None = None,
+    objective: Objective = BALANCED,
+    cancelled: Cancelled | None = None,
+    workload: Workload | None = None,
+) -> Placement:
+    """Soon after somebody came or went: what the peers hold, repaired with few moves; otherwise as `solve`.
+
+    Where few hold anything, or there are so few peers that a whole search is quick, it is `solve`.
+
+    Raises:
+        MemoryTooSmall: no peer has room for one layer.
+        SwarmTooSmall: the peers together cannot hold every layer.
+    """
+    problem = from_snapshot(snapshot, workload)
+    require_room(problem)
+    repaired = repaired_start(problem) if len(problem.peers) >= MEND_PEERS_MIN else None
+    if repaired is None:
+        return solve(snapshot, seed, budget, objective, cancelled, workload)
+    return to_placement(problem, repaired, objective.model)
 
 
 def place(

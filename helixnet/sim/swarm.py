@@ -127,7 +127,7 @@ class Swarm:
         self.peers[name] = one
         self.engine.note(f"join {name}")
         self.engine.after(self.engine.rng.uniform(0, 0.2), self._tick, name)
-        self.engine.after(self.engine.rng.uniform(0, 1) * self.config.read_s, self._read, name)
+        self.engine.after(self.engine.rng.uniform(0, 0.2), self._read, name)
         self.engine.after(MEASURING_S * self.engine.rng.uniform(0.5, 1.5), self._measured, name, said or truth)
         return one
 
@@ -179,9 +179,10 @@ class Swarm:
         self.engine.after(wait_s, self._tick, name)
 
     def _read(self, name: PeerId) -> None:
-        if name in self.peers:
+        one = self.peers.get(name)
+        if one is not None:
             self.engine.after(DIRECTORY_S, self._listed, name, self.members(name))
-            self.engine.after(self.config.read_s, self._read, name)
+            self.engine.after(one.peer.directory_pause_s(self.config.read_s), self._read, name)
 
     def members(self, reader: PeerId) -> list[PeerRecord]:
         """What the directory tells `reader`; records of those it is cut off from do not reach it."""
@@ -212,7 +213,7 @@ class Swarm:
     def _listed(self, name: PeerId, records: list[PeerRecord]) -> None:
         one = self.peers.get(name)
         if one is not None:
-            one.peer.listed(records, one.clock(self.engine.now))
+            self._apply(name, one.peer.listed(records, one.clock(self.engine.now)))
 
     def _measured(self, name: PeerId, capability: Capability) -> None:
         one = self.peers.get(name)

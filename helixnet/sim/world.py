@@ -25,6 +25,10 @@ class Link:
     bandwidth: float
 
 
+LOOPBACK = Link(0.00005, 5e9)
+"""Between two peers on one machine, as when one starts again before the other is forgotten."""
+
+
 def machine_of(peer: PeerId) -> PeerId:
     """The machine that a peer runs on."""
     return PeerId(peer.partition(LIFE)[0])
@@ -50,7 +54,8 @@ class World:
         """The link between two peers or clients."""
         if source.startswith(CLIENT) or target.startswith(CLIENT):
             return self.client_link
-        return self.between(machine_of(source), machine_of(target))
+        here, there = machine_of(source), machine_of(target)
+        return self.between(here, there) if here != there else LOOPBACK
 
     def path(self, source: PeerId, target: PeerId) -> Path:
         """The way of a frame, for the network."""

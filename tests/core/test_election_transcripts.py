@@ -28,7 +28,7 @@ class Transcript:
 
     def tick(self, peer: PeerId) -> None:
         live = [Candidate(other, 10.0) for other in self.group(peer) - {peer}]
-        self.carry(peer, self.all[peer].tick(self.now, Candidate(peer, 10.0), live, ()))
+        self.carry(peer, self.all[peer].tick(self.now, Candidate(peer, 10.0), lambda: live, ()))
 
     def group(self, peer: PeerId) -> set[PeerId]:
         return next(group for group in self.groups if peer in group) & set(self.all)
@@ -122,16 +122,16 @@ def test_a_lease_in_anothers_name_or_without_end_is_ignored() -> None:
 
 def test_the_holders_own_view_ends_before_everyone_elses() -> None:
     election = Election(A, CONFIG, 0.0)
-    election.tick(1.5, Candidate(A, 5.0), [], ())
+    election.tick(1.5, Candidate(A, 5.0), list, ())
     assert election.i_hold(1.6)
     assert not election.i_hold(1.5 + CONFIG.duration_s - CONFIG.drift_margin_s)
 
 
 def test_a_holder_that_hears_of_a_higher_term_claims_above_it() -> None:
     election = Election(A, CONFIG, 0.0)
-    election.tick(1.5, Candidate(A, 5.0), [], ())
+    election.tick(1.5, Candidate(A, 5.0), list, ())
     election.see_term(7)
-    election.tick(1.6, Candidate(A, 5.0), [], ())
+    election.tick(1.6, Candidate(A, 5.0), list, ())
     assert election.i_hold(1.7) and election.term == 8
 
 

@@ -33,8 +33,12 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     """While members are still measuring themselves, the first plan waits for them this long."""
     offer_s: float = 120.0
     """An offered plan that is not carried by then is given up."""
+    remind_s: float = 5.0
+    """A member that does not take up the plan is offered it again after this."""
     unfit_s: float = 60.0
     """A peer that could not load its span is left out of plans for this long."""
+    rest: float = 4.0
+    """Between two solves pass so many times the seconds of the first: planning must not eat the coordinator."""
     solve_s: float = 60.0
     """An answer of the planner later than this is not waited for."""
     pointer_lifetime_s: float = 60.0
@@ -83,13 +87,17 @@ class Coordinator:
         self._expecting = False
         self._solving_since: float | None = None
         self._solve_at = NEVER
+        self._rest_until = 0.0
         self._pointer_at = NEVER
         self._unfit: dict[PeerId, float] = {}
+        self._reminded: dict[PeerId, tuple[PlanNumber, float]] = {}
+        """Who was offered which plan again, and when last."""
 
     def begin(self, term: int, followed: Plan | None, now: float) -> list[Effect]:
         """We were elected: take over from the plan we followed."""
         self.term, self._epoch, self._current = term, 0, followed
         self._offer, self._solving_since, self._unfit, self.problem = None, None, {}, ""
+        self._reminded = {}
         self._solve_at = self._pointer_at = NEVER
         self._news_since, self._news_at = now, now
         return []
@@ -112,7 +120,10 @@ class Coordinator:
             return NEVER
         if self._solving_since is not None:
             return min(self._solving_since + self._config.solve_s, self._pointer_at)
-        return min(self._offer.since + self._config.offer_s if self._offer else self._due(), self._pointer_at)
+        return min(self._offer.since + self._config.offer_s if self._offer else self._next_solve(), self._pointer_at)
+
+    def _next_solve(self) -> float:
+        return max(self._due(), self._rest_until)
 
     def _due(self) -> float:
         """When to solve next. Not while an offer is open: peers would load for a plan that the next one replaces."""
@@ -139,19 +150,23 @@ class Coordinator:
         if self._solving_since is not None and now >= self._solving_since + self._config.solve_s:
             self._solving_since = None
             effects.append(Emit(Event("plan.solve_lost", {})))
-        if self._solving_since is None and self._offer is None and now >= self._due():
+        if self._solving_since is None and self._offer is None and now >= self._next_solve():
             effects += self._solve(records, now)
         return effects
 
     # --- solving -----------------------------------------------------------------------------------
 
     def _solve(self, records: dict[PeerId, PeerRecord], now: float) -> list[Effect]:
-        self._news_since, self._solve_at = None, now + self._config.resolve_s
+        repair = self._news_since is not None and now < self._solve_at and self._current is not None
+        self._news_since = None
+        if not repair:
+            self._solve_at = now + self._config.resolve_s
         self._unfit = {peer: until for peer, until in self._unfit.items() if until > now}
+        self._reminded = {peer: when for peer, when in self._reminded.items() if peer in records}
         snapshot = self.snapshot(records)
         self._solving_since = now
         current = _still_there(self._current, snapshot)
-        return [Solve(snapshot, current, seed=self.term * 1_000_003 + self._epoch)]
+        return [Solve(snapshot, current, seed=self.term * 1_000_003 + self._epoch, repair=repair)]
 
     def snapshot(self, records: dict[PeerId, PeerRecord]) -> Snapshot:
         """What the planner sees: measured, active peers and the links between them."""
@@ -184,6 +199,7 @@ class Coordinator:
         if not self.term or self._solving_since is None:
             return []
         self._solving_since = None
+        self._rest_until = now + self._config.rest * outcome.seconds
         self.problem = outcome.problem
         if outcome.placement is None:
             return [Emit(Event("plan.impossible", {"why": outcome.problem}))]
@@ -208,8 +224,11 @@ class Coordinator:
         """
         plan = self._current
         return plan is not None and (
-            plan.term != self.term or len(plan.placement.assignments) != len(remaining.assignments)
+            not self._is_ours(plan) or len(plan.placement.assignments) != len(remaining.assignments)
         )
+
+    def _is_ours(self, plan: Plan) -> bool:
+        return plan.term == self.term and plan.coordinator == self.me
 
     # --- offering ----------------------------------------------------------------------------------
 
@@ -274,17 +293,21 @@ class Coordinator:
         told = [Send(peer, message) for peer in sorted(records)]
         return [*told, Emit(Event("plan.active", active)), *self._publish(records, now)]
 
-    def remind(self, record: PeerRecord) -> list[Effect]:
-        """A member reports another plan than ours: offer it the one it should follow."""
+    def remind(self, record: PeerRecord, now: float) -> list[Effect]:
+        """A member reports another plan than ours: offer it the one it should follow, but not at every heartbeat."""
         followed = PlanNumber(*record.plan)
         if self._offer is not None:
             newest, is_active = self._offer.plan, False
-        elif self._current is not None and self._current.term == self.term:
+        elif self._current is not None and self._is_ours(self._current):
             newest, is_active = self._current, True
         else:
             return []
         if followed > newest.number or (followed == newest.number and record.plan_active == is_active):
             return []
+        number, at = self._reminded.get(record.peer, (newest.number, -NEVER))
+        if number == newest.number and now < at + self._config.remind_s:
+            return []
+        self._reminded[record.peer] = newest.number, now
         effects: list[Effect] = [Send(record.peer, wire.PlanOffer(plan=newest))]
         if is_active:
             effects.append(Send(record.peer, wire.PlanActive(term=newest.term, epoch=newest.epoch)))

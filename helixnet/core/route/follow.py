@@ -33,7 +33,6 @@ class SwarmView:
         self._viewed_at = -math.inf
         self._rng = rng
         self._router: Router | None = None
-        self._router_key: object = None
         self._full: frozenset[PeerId] = frozenset()
 
     def is_stale(self, now: float) -> bool:
@@ -66,15 +65,16 @@ class SwarmView:
         return self._renew_router(view)
 
     def _renew_router(self, view: wire.View) -> bool:
-        """A new router only for another plan or other layers held: it remembers whose turn it is."""
+        """A new router only for another plan: it remembers whose turn it is."""
         if view.plan is None:
             return False
         held = {row.record.peer: row.record.held for row in view.members if row.state == "active" and row.record.held}
-        key = (view.plan.number, tuple(held.items()))
-        if self._router is not None and key == self._router_key:
-            return False
-        self._router, self._router_key = Router(view.plan, held, self._rng), key
-        return True
+        if self._router is None or self._router.plan.number != view.plan.number:
+            self._router = Router(view.plan, held, self._rng)
+            return True
+        changed = held != self._router.held
+        self._router.held = held
+        return changed
 
     def pick(self, masked: frozenset[PeerId]) -> Pipeline | str:
         """A pipeline around the masked and, if possible, around the full; or why there is none, in words."""

@@ -16,21 +16,20 @@ Held = Mapping[PeerId, tuple[Span, ...]]
 class Router:
     """Routes over one plan. A new plan needs a new router; sessions in flight stay where they are.
 
-    `held` says which layers each peer really has ready; a peer of the plan that is not in it is not used.
+    `held` says which layers each peer really has ready; a peer of the plan that is not in it is not used. It may be
+    set anew as peers load and leave: whose turn it is is not forgotten.
     """
 
     def __init__(self, plan: Plan, held: Held, rng: random.Random) -> None:
         self.plan = plan
-        self.held = dict(held)
+        self.held = held
         self._spans = {a.peer: a.span for a in plan.placement.assignments}
+        self._rng = rng
         self._next: dict[PeerId | None, Iwrr[PeerId]] = {}
         weights: dict[PeerId | None, dict[PeerId, float]] = {}
         for flow in plan.placement.flows:
             if flow.target is not None:
                 weights.setdefault(flow.source, {})[flow.target] = flow.tokens_per_s
-        for vertex, targets in weights.items():
-            self._next[vertex] = Iwrr(targets)
-            self._next[vertex].skip(rng)
         self._edges = weights
 
     def pick(self, masked: Collection[PeerId] = ()) -> Pipeline | None:
@@ -46,14 +45,21 @@ class Router:
         vertex: PeerId | None = None
         reached = 0
         while reached < self.plan.layers and len(stages) < STAGES_MAX:
-            chooser = self._next.get(vertex)
-            peer = chooser.choose(blocked) if chooser else None
+            peer = self._chooser(vertex).choose(blocked)
             if peer is None:
                 return None
             stop = self._spans[peer].stop
             stages.append(Stage(peer, Span(reached, stop)))
             vertex, reached = peer, stop
         return tuple(stages) if reached == self.plan.layers else None
+
+    def _chooser(self, vertex: PeerId | None) -> Iwrr[PeerId]:
+        """Whose turn it is after `vertex`; begun at a random phase when it is first asked."""
+        chooser = self._next.get(vertex)
+        if chooser is None:
+            chooser = self._next[vertex] = Iwrr(self._edges.get(vertex, {}))
+            chooser.skip(self._rng)
+        return chooser
 
     def _dead_ends(self, masked: Collection[PeerId]) -> set[PeerId]:
         """Peers that are masked, not ready, or from which no unmasked flow leads to the last layer."""

@@ -8,6 +8,7 @@ changes efficiency. Two sides of a partition each elect one; when it heals, the 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -63,6 +64,7 @@ class Election:
         self._expires_at = -math.inf
         self._renew_at = -math.inf
         self._vacant_since = now + config.settle_s
+        self._told_of = 0
 
     def i_hold(self, now: float) -> bool:
         """Whether we may act as coordinator now."""
@@ -71,6 +73,19 @@ class Election:
     def see_term(self, term: int) -> None:
         """Someone has heard of this term: a claim of ours must be higher."""
         self.term = max(self.term, term)
+
+    def told_of(self, coordinator: PeerId, term: int, now: float) -> bool:
+        """A member's record names a coordinator that we have not heard ourselves. Returns whether to report to it.
+
+        Its lease gets time to reach us before we think of a claim of our own; once for each term, because records
+        outlive coordinators.
+        """
+        self.see_term(term)
+        if self.holder is not None or coordinator == self.me or term <= self._told_of:
+            return False
+        self._told_of = term
+        self._vacant_since = max(self._vacant_since, now + self._config.duration_s)
+        return True
 
     def lease(self, sender: PeerId, message: Lease, now: float) -> list[Effect]:
         """A claim or a renewal came. A weaker one is answered with the stronger lease we follow."""
@@ -86,11 +101,18 @@ class Election:
                 self.see_term(message.term + 1)
             return [Send(sender, self._message())]
         effects: list[Effect] = []
+        if self.holder == self.me != sender and message.term == self._strength[0]:
+            # It outranks us in a term in which we may have numbered plans: told of us it claims a higher one.
+            effects.append(Send(sender, self._message()))
         if sender != self.holder:
             effects.append(Emit(Event("coordinator.changed", {"coordinator": sender, "term": message.term})))
         self.holder, self._strength, self.addresses = sender, strength, message.addresses
         self._expires_at = now + message.duration_s
         return effects
+
+    def vouch(self, peer: PeerId, is_new: bool) -> list[Effect]:
+        """What somebody who just reported to us for the first time is told: our lease."""
+        return [Send(peer, self._message())] if is_new and self.holder == self.me else []
 
     def vacate(self, peer: PeerId, now: float) -> None:
         """The coordinator resigned or its channel broke: its lease ends now."""
@@ -106,19 +128,21 @@ class Election:
         return [Send(c.peer, Resign(term=self.term)) for c in live if c.peer != self.me]
 
     def tick(
-        self, now: float, mine: Candidate | None, live: list[Candidate], addresses: tuple[str, ...]
+        self, now: float, mine: Candidate | None, live: Callable[[], list[Candidate]], addresses: tuple[str, ...]
     ) -> list[Effect]:
         """Renew what we hold, notice what has lapsed, claim what is ours to claim.
 
-        `mine` is None while we may not coordinate (not ready, leaving); `live` are the other live members.
+        `mine` is None while we may not coordinate (not ready, leaving); `live` gives the other live members; it is only
+        asked when somebody is to be told or ranked.
         """
         if self.holder == self.me and now < self._expires_at and self.term == self._strength[0]:
-            return self._renew(now, live) if now >= self._renew_at else []
+            return self._renew(now, live()) if now >= self._renew_at else []
         self._lapse(now)
         outbid = self.holder == self.me  # a member has seen a higher term than ours: claim above it
         if mine is None or (self.holder is not None and not outbid) or now < self._vacant_since:
             return []
-        order = rank([mine, *live])
+        others = live()
+        order = rank([mine, *others])
         place = 0 if outbid else min(order.index(self.me), self._config.stagger_ranks_max)
         if now < self._vacant_since + place * self._config.claim_stagger_s:
             return []
@@ -126,7 +150,7 @@ class Election:
         self.holder, self.addresses = self.me, addresses
         self._strength = (self.term, stability(mine.uptime_s), self.me)
         claimed = Emit(Event("coordinator.changed", {"coordinator": self.me, "term": self.term}))
-        return [claimed, *self._renew(now, live)]
+        return [claimed, *self._renew(now, others)]
 
     def _lapse(self, now: float) -> None:
         if self.holder is not None and now >= self._expires_at:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import msgspec
@@ -9,6 +10,9 @@ import msgspec
 from helixnet.core.plan.plan import PEERS_MAX
 from helixnet.core.swarm.records import PeerRecord
 from helixnet.core.types import PeerId
+
+LOOKS = 16
+"""Silence is looked for this often within the time that makes a member suspect."""
 
 
 class MembershipConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,9 +54,13 @@ class Membership:
         self._manifest_hash = manifest_hash
         self._config = config
         self._members: dict[PeerId, Member] = {}
+        self._live: list[Member] | None = None
+        """What `live` answers, until something changes."""
+        self._look_at = -math.inf
 
     def listed(self, records: list[PeerRecord], now: float) -> None:
         """The directory was read: new peers become members; silent ones stay until they are dead."""
+        self._live = None
         for record in records:
             if record.peer == self.me or record.manifest_hash != self._manifest_hash:
                 continue
@@ -82,6 +90,7 @@ class Membership:
         member = self._members.get(record.peer)
         if member is None and len(self._members) >= PEERS_MAX:
             return False
+        self._live = None
         old = member.record if member is not None and member.dead_since is None else None
         self._members[record.peer] = Member(record, now, direct=True)
         return (
@@ -95,14 +104,16 @@ class Membership:
         """Any word of a peer counts as life."""
         member = self._members.get(peer)
         if member is not None and member.dead_since is None:
-            member.heard_at, member.direct, member.suspect_since = now, True, None
+            if member.suspect_since is not None:
+                member.suspect_since, self._live = None, None
+            member.heard_at, member.direct = now, True
 
     def gone(self, peer: PeerId, now: float) -> bool:
         """The channel to a peer broke: suspect it. Returns whether that is news."""
         member = self._members.get(peer)
         if member is None or member.state in ("suspect", "dead"):
             return False
-        member.suspect_since = now
+        member.suspect_since, self._live = now, None
         return True
 
     def left(self, peer: PeerId) -> bool:
@@ -111,10 +122,14 @@ class Membership:
         if member is None or member.state in ("draining", "dead"):
             return False
         member.record = msgspec.structs.replace(member.record, state="draining")
+        self._live = None
         return True
 
     def expire(self, now: float, owed_heartbeats: bool) -> bool:
         """Let silence take effect; `owed_heartbeats` says whether members report to us. Returns whether it did."""
+        if now < self._look_at:
+            return False
+        self._look_at = now + self._config.suspect_s / LOOKS
         changed = False
         for peer, member in sorted(self._members.items()):
             if member.dead_since is not None:
@@ -123,7 +138,7 @@ class Membership:
                 continue
             silent_s = now - member.heard_at
             if owed_heartbeats and member.suspect_since is None and silent_s > self._config.suspect_s:
-                member.suspect_since, changed = now, True
+                member.suspect_since, changed, self._live = now, True, None
             limit_s = self._config.dead_s - self._config.suspect_s
             if member.suspect_since is not None and now - member.suspect_since > limit_s:
                 self._bury(member, now)
@@ -131,7 +146,7 @@ class Membership:
         return changed
 
     def _bury(self, member: Member, now: float) -> None:
-        member.dead_since = now
+        member.dead_since, self._live = now, None
 
     def get(self, peer: PeerId) -> Member | None:
         """The member, dead or alive."""
@@ -143,4 +158,6 @@ class Membership:
 
     def live(self) -> list[Member]:
         """Members that are neither suspect nor dead, sorted by id."""
-        return [member for member in self.members() if member.state not in ("suspect", "dead")]
+        if self._live is None:
+            self._live = [member for member in self.members() if member.state not in ("suspect", "dead")]
+        return self._live

@@ -60,6 +60,8 @@ class PeerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Whether it knows that plan to be active."""
     term: int = 0
     """Highest term it has seen."""
+    coordinator: PeerId | None = None
+    """Whose lease it follows: where a newcomer reports to."""
     uptime_s: float = 0.0
     sessions: int = 0
     kv_free: float = 1.0
