@@ -169,7 +169,8 @@ class Peer:
 
     def directory_pause_s(self, read_s: float) -> float:
         """How long after a look into the directory the next is due, if `read_s` is how often one needs it that knows
-        no coordinator, or is it. Others hear of what matters to them from theirs."""
+        no coordinator, or is it. Others hear of what matters to them from theirs.
+        """
         follows = self.election.holder not in (None, self.me)
         return read_s * FOLLOWER_PAUSES if follows else read_s
 
