@@ -21,14 +21,17 @@ from helixnet.planner.artifact_file import (
     LINKS,
     PLACEMENTS,
     PROFILES,
+    TRACE,
     ClusterData,
     Constants,
     Curve,
+    HardwareData,
     MixData,
     ModelData,
     PlacementsFile,
     ProfilesFile,
     Raws,
+    TraceData,
     TypeData,
     TypeRates,
     decode,
@@ -117,6 +120,32 @@ class Artifact:
             raise UsageError(f"{self.folder / PROFILES} has no model {model!r}. It has {', '.join(self.models())}.")
         return decode(self._profiles.models[model], ModelData, f"{self.folder / PROFILES}: {model}")
 
+    def profile(self, model: str, kind: str) -> TypeData:
+        """What profiles.json says of machines of a type with a model."""
+        types, where = self.model(model).types, f"{self.folder / PROFILES}: {model}"
+        if kind not in types:
+            raise UsageError(f"{where} has no machines of type {kind!r}.")
+        return decode(types[kind], TypeData, f"{where}, {kind}")
+
+    def hardware(self, kind: str) -> HardwareData:
+        """What profiles.json says of the network cards of a type of machine, or of the coordinator's ends."""
+        where = f"{self.folder / PROFILES}: machine_hw"
+        if kind not in self._profiles.machine_hw:
+            raise UsageError(f"{where} has no machines of type {kind!r}.")
+        return decode(self._profiles.machine_hw[kind], HardwareData, f"{where}, {kind}")
+
+    def links(self, instance: str) -> ClusterLinks:
+        """The links of an instance."""
+        return read_links(self.cluster(instance), f"{self.folder / CLUSTERS}: {instance}, {LINKS}")
+
+    def trace(self) -> TraceData:
+        """The conversation trace of azure_conv.json."""
+        path = self.folder / TRACE
+        trace = read(path, TraceData)
+        if len(trace.input_tokens) != len(trace.output_tokens):
+            raise UsageError(f"{path} has {len(trace.input_tokens)} inputs, but {len(trace.output_tokens)} outputs.")
+        return trace
+
     @property
     def constants(self) -> Constants:
         """The typical request, and the size of a KV block."""
@@ -127,7 +156,7 @@ class _Reading:
     """One instance with one model on its way to a problem."""
 
     def __init__(self, artifact: Artifact, instance: str, model: str) -> None:
-        self.instance, self.model = instance, model
+        self.artifact, self.instance, self.model = artifact, instance, model
         self.constants = artifact.constants
         self.cluster, self.shape = artifact.cluster(instance), artifact.model(model)
         self.clusters_file, self.profiles_file = artifact.folder / CLUSTERS, artifact.folder / PROFILES
@@ -136,7 +165,7 @@ class _Reading:
         work, shape = self.constants, self.shape
         by_type = {kind: self._peer(kind) for kind in sorted(set(self.cluster.node_types))}
         peers = [replace(by_type[kind], peer=PeerId(str(n))) for n, kind in enumerate(self.cluster.node_types)]
-        links = read_links(self.cluster, f"{self.clusters_file}: {self.instance}, {LINKS}")
+        links = self.artifact.links(self.instance)
         closed = self._closed_ends(links, peers)
         token_s = shape.activation_bytes_per_token * np.divide(
             1.0, links.bandwidth, out=np.zeros_like(links.bandwidth), where=links.bandwidth > 0
@@ -160,21 +189,16 @@ class _Reading:
 
     def machines(self) -> tuple[Machine, ...]:
         kinds = self.cluster.node_types
-        memory = {kind: int(self._type(kind).vram_bytes) for kind in set(kinds)}
+        memory = {kind: int(self.artifact.profile(self.model, kind).vram_bytes) for kind in set(kinds)}
         regions = self.cluster.regions or (0,) * len(kinds)
         return tuple(
             Machine(str(region), kind, memory[kind], PUBLISHED) for region, kind in zip(regions, kinds, strict=True)
         )
 
-    def _type(self, kind: str) -> TypeData:
-        if kind not in self.shape.types:
-            raise UsageError(f"{self.profiles_file}: {self.model} has no machines of type {kind!r}.")
-        return decode(self.shape.types[kind], TypeData, f"{self.profiles_file}: {self.model}, {kind}")
-
     def _peer(self, kind: str) -> PlanPeer:
         """A machine of one type, without a name yet."""
         where = f"{self.profiles_file}: {self.model}, {kind}"
-        machine = self._type(kind)
+        machine = self.artifact.profile(self.model, kind)
         layers, work = self.shape.num_layers, self.constants
         rates = _known({k: rate for k, rate in self._rates(kind).items() if rate})
         blocks = _known(

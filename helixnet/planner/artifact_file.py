@@ -12,16 +12,19 @@ from helixnet.core.errors import UsageError
 from helixnet.core.types import LAYERS_MAX
 from helixnet.planner.cluster_file import PEERS_MAX
 
-CLUSTERS, PROFILES, PLACEMENTS = "clusters.json", "profiles.json", "placements.json"
+CLUSTERS, PROFILES, PLACEMENTS, TRACE = "clusters.json", "profiles.json", "placements.json", "azure_conv.json"
 FILE_BYTES_MAX = 256 * 2**20
 """A full cluster of PEERS_MAX machines has half a million links, which take about 20 MB."""
 POINTS_MAX = 4096
 """Of one timing curve."""
+REQUESTS_MAX = 1 << 20
+"""Of one trace."""
 LINKS = "links_bandwidth_Bps_latency_ms"
 
 Positive = Annotated[float, Meta(gt=0, le=1e18)]
 NotNegative = Annotated[float, Meta(ge=0, le=1e18)]
 Count = Annotated[int, Meta(ge=0, le=1 << 40)]
+TokenCount = Annotated[int, Meta(ge=1, le=1 << 20)]
 Layers = Annotated[int, Meta(ge=1, le=LAYERS_MAX)]
 Curve = Annotated[tuple[tuple[NotNegative, NotNegative], ...], Meta(min_length=1, max_length=POINTS_MAX)]
 """[tokens, ms of one layer]."""
@@ -61,6 +64,26 @@ class TypeData(msgspec.Struct, frozen=True):
     vllm_num_blocks: dict[Layers, Count | None]
     max_num_layers: Annotated[int, Meta(ge=0, le=LAYERS_MAX)] | None = None
     vram_bytes: NotNegative = 0.0
+    prompt_max_requests: dict[Layers, Count] = {}
+    """Of one batch, by layers held; likewise the three below."""
+    prompt_max_tokens: dict[Layers, Count] = {}
+    decode_max_tokens: dict[Layers, Count] = {}
+    decode_max_context: dict[Layers, Count] = {}
+
+
+class HardwareData(msgspec.Struct, frozen=True):
+    """Network cards of one type of machine, in bytes/s; negative where the type has none in that direction."""
+
+    inbound_nic_speed: float
+    outbound_nic_speed: float
+
+
+class TraceData(msgspec.Struct, frozen=True):
+    """azure_conv.json: lengths of requests, and how many arrived in each three seconds."""
+
+    input_tokens: Annotated[tuple[TokenCount, ...], Meta(min_length=1, max_length=REQUESTS_MAX)]
+    output_tokens: Annotated[tuple[TokenCount, ...], Meta(min_length=1, max_length=REQUESTS_MAX)]
+    arrivals_per_3s: Annotated[tuple[Count, ...], Meta(min_length=1, max_length=REQUESTS_MAX)]
 
 
 class TypeRates(msgspec.Struct, frozen=True):
@@ -106,6 +129,7 @@ class ProfilesFile(msgspec.Struct, frozen=True):
     """profiles.json, its models not yet looked into."""
 
     models: Raws
+    machine_hw: Raws = {}
     meta: ProfilesMeta = msgspec.field(default=ProfilesMeta(), name="_meta")
 
 

@@ -26,6 +26,10 @@ class ClusterLinks:
     """Bytes/s from the coordinator; no limit if no such link is given at all."""
     exit: list[float]
     """Likewise to it."""
+    entry_s: list[float]
+    """Latency from the coordinator; 0 if no such link is given."""
+    exit_s: list[float]
+    """Likewise to it."""
 
 
 def read_links(cluster: ClusterData, where: str) -> ClusterLinks:
@@ -36,15 +40,15 @@ def read_links(cluster: ClusterData, where: str) -> ClusterLinks:
     """
     count = len(cluster.node_types)
     given: dict[tuple[int, int], tuple[float, float]] = {}
-    ends: dict[str, dict[int, float]] = {SOURCE: {}, SINK: {}}
+    ends: dict[str, dict[int, tuple[float, float]]] = {SOURCE: {}, SINK: {}}
     for name, raw in cluster.links.items():
         link = f"{where}, {name!r}"
         rate, delay_ms = decode(raw, tuple[NotNegative, NotNegative], link)
         tail, _, head = name.partition("-")
         if tail == SOURCE:
-            ends[SOURCE][_machine(head, count, link)] = rate
+            ends[SOURCE][_machine(head, count, link)] = rate, delay_ms / 1000
         elif head == SINK:
-            ends[SINK][_machine(tail, count, link)] = rate
+            ends[SINK][_machine(tail, count, link)] = rate, delay_ms / 1000
         else:
             given[_machine(tail, count, link), _machine(head, count, link)] = rate, delay_ms / 1000
     bandwidth, latency_s = np.zeros((count, count)), np.zeros((count, count))
@@ -55,8 +59,16 @@ def read_links(cluster: ClusterData, where: str) -> ClusterLinks:
     latency_s[bandwidth == 0] = latency_s.max()
     np.fill_diagonal(bandwidth, np.inf)
     np.fill_diagonal(latency_s, 0.0)
-    entry, exit_ = ([known.get(n, 0.0 if known else np.inf) for n in range(count)] for known in ends.values())
-    return ClusterLinks(bandwidth, latency_s, entry, exit_)
+    absent = {end: (0.0 if known else np.inf, 0.0) for end, known in ends.items()}
+    entry, exit_ = ([ends[end].get(n, absent[end]) for n in range(count)] for end in (SOURCE, SINK))
+    return ClusterLinks(
+        bandwidth,
+        latency_s,
+        entry=[rate for rate, _ in entry],
+        exit=[rate for rate, _ in exit_],
+        entry_s=[delay_s for _, delay_s in entry],
+        exit_s=[delay_s for _, delay_s in exit_],
+    )
 
 
 def _machine(text: str, count: int, where: str) -> int:
