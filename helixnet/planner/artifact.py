@@ -15,7 +15,7 @@ import numpy as np
 
 from helixnet.core.errors import UsageError
 from helixnet.core.swarm.capability import RatePoint
-from helixnet.core.types import PeerId
+from helixnet.core.types import PeerId, Span
 from helixnet.planner.artifact_file import (
     CLUSTERS,
     LINKS,
@@ -38,7 +38,7 @@ from helixnet.planner.artifact_file import (
     read,
 )
 from helixnet.planner.artifact_links import SINK, SOURCE, ClusterLinks, read_links
-from helixnet.planner.artifact_stored import stored_spans
+from helixnet.planner.artifact_stored import stored_machines
 from helixnet.planner.case import Case, Machine
 from helixnet.planner.problem import Matrix, PlanPeer, Problem, Spans, Workload, seconds_at
 
@@ -91,14 +91,27 @@ class Artifact:
         only those: they are then the machines of that type, in order. Of two rows of one method the first counts;
         one that names more machines of a type than there are is left out.
         """
+        held = self._held(instance, model)
+        nodes = range(len(self.cluster(instance).node_types))
+        return {name: tuple(by[n][0] if n in by else None for n in nodes) for name, by in held.items()}
+
+    def stored_flow(self, instance: str, model: str, method: str) -> dict[int, float]:
+        """Tokens/s through each machine of such a placement in the authors' own simulation of it."""
+        held = self._held(instance, model)
+        if method not in held:
+            raise UsageError(f"No placement of {instance} with {model} is called {method!r}: {', '.join(held)}.")
+        return {number: flow for number, (_, flow) in held[method].items()}
+
+    def _held(self, instance: str, model: str) -> dict[str, dict[int, tuple[Span, float]]]:
+        """Spans and flow by machine, by method."""
         nodes, layers = self.cluster(instance).node_types, self.model(model).num_layers
         path = self.folder / PLACEMENTS
         rows = [row for row in read(path, PlacementsFile).placements if (row.cluster, row.model) == (instance, model)]
-        found: dict[str, Spans] = {}
+        found: dict[str, dict[int, tuple[Span, float]]] = {}
         for row in rows:
-            spans = stored_spans(row, nodes, layers, f"{path}: {row.method} of {instance} with {model}")
-            if spans is not None:
-                found.setdefault(row.method, spans)
+            held = stored_machines(row, nodes, layers, f"{path}: {row.method} of {instance} with {model}")
+            if held is not None:
+                found.setdefault(row.method, held)
         return found
 
     def cluster(self, instance: str) -> ClusterData:

@@ -76,11 +76,14 @@ class Gate(Protocol):
 
 
 class Feeder:
-    """Lets requests come as a feed says. Lengths are drawn in order, so that the n-th of any two runs is the same."""
+    """Lets requests come as a feed says. Lengths are drawn in order, so that the n-th of any two runs is the same.
+
+    They are drawn as the authors' simulator does: seed 0 gives the very lengths that their published runs had.
+    """
 
     def __init__(self, feed: Feed, gate: Gate, seed: int) -> None:
         self._feed, self._gate = feed, gate
-        self._rng = random.Random(f"lengths {seed}")
+        self._rng = random.Random(seed)
 
     def begin(self) -> None:
         """The run starts."""
@@ -123,9 +126,9 @@ def lengths_of(trace: TraceData) -> Lengths:
 def arrivals_of(trace: TraceData, tokens_per_s: float, seconds: float, seed: int) -> tuple[Arrival, ...]:
     """The authors' online load: intervals and lengths drawn from the trace, scaled to an average of tokens/s.
 
-    Tokens are prompt and output tokens of what is asked for.
+    Tokens are prompt and output tokens of what is asked for. Seed 0 gives the arrivals of their published runs.
     """
-    rng, lengths, counts = random.Random(f"arrivals {seed}"), lengths_of(trace), trace.arrivals_per_3s
+    rng, lengths, counts = random.Random(seed), lengths_of(trace), trace.arrivals_per_3s
     mean_tokens = sum(trace.input_tokens + trace.output_tokens) / len(lengths)
     scale = INTERVAL_S * tokens_per_s / mean_tokens / (sum(counts) / len(counts))
     return tuple(_drawn(rng, lengths, counts, scale, seconds))

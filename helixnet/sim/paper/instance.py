@@ -13,7 +13,7 @@ from helixnet.planner.artifact_file import Curve, TypeData
 from helixnet.planner.artifact_links import ClusterLinks
 from helixnet.planner.fastflow import paper_routing
 from helixnet.planner.flow import OUTSIDE, Edge, edges_of
-from helixnet.planner.problem import Problem, Spans
+from helixnet.planner.problem import PlanPeer, Problem, Spans
 
 SOURCE_NODE, SINK_NODE = "SourceNode", "SinkNode"
 """The coordinator's two ends, as profiles.json calls their network cards."""
@@ -102,15 +102,18 @@ def read_instance(artifact: Artifact, instance: str, model: str) -> Instance:
     )
 
 
-def flows_of(problem: Problem, spans: Spans) -> dict[Edge, float]:
+def flows_of(problem: Problem, spans: Spans, through: Mapping[int, float] | None = None) -> dict[Edge, float]:
     """Every edge that the authors would connect, with its part of the max flow (tokens/s), prompt tokens counted.
 
     Requests enter spans in the middle only where the flow would be smaller otherwise; that agrees with the links of the
     authors' own simulations of every stored placement, but for those that pruning took away. A max flow is not unique,
-    so single edges may differ from theirs.
+    which matters: other edges of the same flow served 10 % more or less on 3cluster24. So where it is known how much
+    of it passes `through` each machine (`Artifact.stored_flow`), no more does here.
     """
     edges = edges_of(problem, spans)
     straight = [edge for edge in edges if OUTSIDE in edge or _meet(spans, edge)]
+    if through is not None:
+        problem = replace(problem, peers=tuple(_limited(peer, through.get(n)) for n, peer in enumerate(problem.peers)))
     passes = np.zeros_like(problem.link_tokens_per_s)
     for edge in straight:
         if OUTSIDE not in edge:
@@ -124,6 +127,13 @@ def flows_of(problem: Problem, spans: Spans) -> dict[Edge, float]:
             "No request can pass through this placement: some layer is held nowhere, or links are missing."
         )
     return {edge: whole.edges.get(edge, 0.0) for edge in edges}
+
+
+def _limited(peer: PlanPeer, tokens_per_s: float | None) -> PlanPeer:
+    """A machine that lets no more tokens pass, whatever it holds."""
+    if tokens_per_s is None:
+        return peer
+    return replace(peer, capacity=tuple(tokens_per_s * max(1, held) for held in range(len(peer.capacity))))
 
 
 def _meet(spans: Spans, edge: Edge) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from helixnet.planner.flow import OUTSIDE, Edge
 from helixnet.planner.problem import Spans
 from helixnet.sim.engine import Engine
 from helixnet.sim.paper.admission import Admission, Expected
-from helixnet.sim.paper.feeder import Constant, Feed, Feeder, FillKv, Trace
+from helixnet.sim.paper.feeder import Constant, Feed, Feeder, FillKv
 from helixnet.sim.paper.instance import Instance
 from helixnet.sim.paper.machines import CONCATENATES_BYTES_PER_S, COPIES_BYTES_PER_S, Holding, Machine
 from helixnet.sim.paper.network import links_of
@@ -69,7 +71,7 @@ class _Run:
         self.tally = Tally(windows.warm_up_s, self.ends_s)
         self.machines = self._machines()
         self.ways = self._ways()
-        self.router = ROUTERS[setup.router](self.ways, self.engine.rng)
+        self.router = ROUTERS[setup.router](self.ways, random.Random(f"router {seed}"))
         self.reach = _reach(self.ways)
         rooms = {number: machine.holding.kv_token_layers for number, machine in self.machines.items()}
         self.expected = Expected(setup.instance.problem.layers, setup.spans, rooms, setup.admission)
@@ -231,7 +233,7 @@ class _Run:
             profile, span = instance.profiles[instance.kinds[number]], _span(setup, number)
             cuts = [*_entries(setup, number), span.stop]
             holding = Holding(
-                segments=tuple(after - before for before, after in zip(cuts, cuts[1:], strict=False)),
+                segments=tuple(after - before for before, after in itertools.pairwise(cuts)),
                 kv_token_layers=instance.kv_token_layers(number, len(span)),
                 limits=profile.limits_for(len(span)),
             )
