@@ -102,6 +102,12 @@ class Artifact:
             raise UsageError(f"No placement of {instance} with {model} is called {method!r}: {', '.join(held)}.")
         return {number: flow for number, (_, flow) in held[method].items()}
 
+    def stored_kv_tokens(self, instance: str, model: str, method: str) -> int | None:
+        """KV tokens of the layer with the least room in the authors' own simulation; None if that is not stored."""
+        rows = read(self.folder / PLACEMENTS, PlacementsFile).placements
+        found = [row.min_kv_tokens for row in rows if (row.cluster, row.model, row.method) == (instance, model, method)]
+        return max(0, int(found[0])) if found and found[0] is not None else None
+
     def _held(self, instance: str, model: str) -> dict[str, dict[int, tuple[Span, float]]]:
         """Spans and flow by machine, by method."""
         nodes, layers = self.cluster(instance).node_types, self.model(model).num_layers

@@ -117,6 +117,8 @@ class PlacementData(msgspec.Struct, frozen=True):
     model: str
     method: str
     intervals: dict[str, tuple[Any, ...]]
+    min_kv_tokens: float | None = None
+    """KV tokens that fit in the layer with the least room, in the authors' simulation."""
 
 
 class PlacementsFile(msgspec.Struct, frozen=True):

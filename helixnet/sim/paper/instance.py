@@ -148,8 +148,8 @@ def _profile(data: TypeData, where: str) -> Profile:
     if not held_max or any(held not in table for table in tables for held in range(1, held_max + 1)):
         raise UsageError(f"profiles.json: {where} lacks limits of batches: prompt_max_requests and the three like it.")
     limits = tuple(BatchLimits(*(table[held] for table in tables)) for held in range(1, held_max + 1))
-    decode = _by_count(data.decode_bs2time_ms_per_layer, max(each.decodes for each in limits))
-    decode[1] *= 2  # a step alone takes as long as two: the curve starts at nothing (authors' get_inference_statistics)
+    decode = _by_count(data.decode_bs2time_ms_per_layer, max(2, *(each.decodes for each in limits)))
+    decode[1] = decode[2]  # a step alone takes as long as two (authors' get_inference_statistics)
     prompt = _by_count(data.prompt_bs2time_ms_per_layer, max(each.prompt_tokens for each in limits))
     return Profile(tuple(prompt), tuple(decode), limits)
 

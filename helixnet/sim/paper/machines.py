@@ -36,13 +36,13 @@ class Machine:
         "_engine",
         "_forward",
         "_inbox",
-        "_order",
         "_profile",
         "_queues",
         "_running",
         "_segment",
         "_unpacked",
         "_wake_s",
+        "arrivals",
         "batches",
         "busy_s",
         "holding",
@@ -66,21 +66,20 @@ class Machine:
         self._engine, self._profile, self._forward = engine, profile, forward
         self._arrival_s = unpack_s
         self._inbox: list[tuple[float, int, Session]] = []
-        self._order = 0
         self._queues: list[list[Session]] = [[] for _ in holding.segments]
         self._segment = 0
         self._running: list[Session] | None = None
         self._wake_s = float("inf")
         self._unpacked = 0
         self.kv_used = self.reserved = 0
-        self.batches = self.steps = self.waited = 0
+        self.arrivals = self.batches = self.steps = self.waited = 0
         """`steps`: prompts and decode steps run; `waited`: times that a prompt was left out for want of KV room."""
         self.busy_s = 0.0
 
     def deliver(self, session: Session, at: float) -> None:
         """Something arrives, now or later."""
-        self._order += 1
-        heapq.heappush(self._inbox, (at, self._order, session))
+        self.arrivals += 1
+        heapq.heappush(self._inbox, (at, self.arrivals, session))
         if self._running is None and at < self._wake_s:
             self._wake_s = at
             self._engine.at(at, self._wake)

@@ -1,15 +1,15 @@
 """Links of the paper's system: one transmission at a time, first come first served, then the latency.
 
 The authors' machines also share their network cards: a flow-planned link gets the share of the card that its flow has
-of all flow there, the others an equal share of the sender's. A receiving card that is full does not delay here; it would
-take ten senders at once at the cards' 10 GB/s.
+of all flow there, the others an equal share of the sender's. A receiving card that is full does not delay here: that
+would take ten senders at once at the cards' 10 GB/s.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from helixnet.planner.flow import OUTSIDE, Edge
+from helixnet.planner.flow import Edge
 from helixnet.sim.paper.instance import Instance
 from helixnet.sim.paper.sessions import Session
 
@@ -39,7 +39,7 @@ class Link:
 
 
 def links_of(instance: Instance, flows: Mapping[Edge, float], by_flow: bool) -> dict[Edge, Link]:
-    """A link for every edge; `by_flow`: network cards are shared as the flow is, else equally among a sender's edges."""
+    """A link for every edge; `by_flow`: network cards are shared as the flow is, else equally by a sender's edges."""
     out: dict[int, list[Edge]] = {}
     into: dict[int, list[Edge]] = {}
     for edge in flows:
@@ -61,8 +61,3 @@ def links_of(instance: Instance, flows: Mapping[Edge, float], by_flow: bool) -> 
             rate = min(rate, sender / len(out[edge[0]]), receiver)
         links[edge] = Link(rate, latency_s, instance.bytes_per_token(edge))
     return links
-
-
-def leads_outside(edge: Edge) -> bool:
-    """Whether it is one of the coordinator's links, where only token ids pass."""
-    return OUTSIDE in edge

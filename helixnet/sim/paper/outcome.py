@@ -70,6 +70,7 @@ class Outcome:
     waited: int
     """Times that a machine left a prompt out of a batch for want of KV room."""
     events: int
+    """Of the engine, and arrivals at machines, which have a heap of their own."""
     digest: str
 
 

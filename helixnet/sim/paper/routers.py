@@ -1,7 +1,7 @@
 """How requests find their way: the authors' schedulers behind one protocol, ours beside them.
 
-A prompt's way is chosen; its decode steps follow it, for their KV is there. `iwrr` and `iwrr_core` choose all of it when
-the request comes, `min_latency` too; the others choose each hop when the prompt has to leave.
+A prompt's way is chosen; its decode steps follow it, for their KV is there. The routers of flow choose all of it when
+the request comes, the others each hop when the prompt has to leave, as the authors' do.
 """
 
 from __future__ import annotations
@@ -19,18 +19,23 @@ SWARM_FIRST_S = 0.05
 """What SWARM's scheduler takes any machine to need before it knows (authors' initial_priority)."""
 SWARM_SMOOTHING = 0.8
 """Weight of the newest observation (authors' smoothing_parameter)."""
+EXPLORES = 20
+"""One in so many choices of `min_latency` is drawn."""
+LATENCY_SMOOTHING = 0.2
+"""Weight of its newest observation."""
+NOWHERE_S = 1e9
 
 Ways = Mapping[int, Sequence[Hop]]
 """Hops by where they start."""
 
 
 class Router(Protocol):
-    """Chooses among `open_hops`, which are never empty, start at one place and lead to machines that can take the session."""
+    """Chooses among `open_hops`: never none, all from one place, and only to machines that can take the session."""
 
     ahead: bool
     """Whether the whole way is chosen when a request comes."""
-    by_flow: bool
-    """Whether only hops with a fair part of the planned flow are used."""
+    learns: bool
+    """Whether it wants to `observe`."""
 
     def choose(self, open_hops: Sequence[Hop], session: Session, now: float) -> Hop:
         """The next hop of a prompt."""
@@ -48,7 +53,7 @@ class Router(Protocol):
 class _Plain:
     """A router that learns nothing on the way."""
 
-    ahead = by_flow = False
+    ahead = learns = False
 
     def undo(self, hop: Hop, session: Session) -> None:
         pass
@@ -63,7 +68,7 @@ class _Plain:
 class FlowShares(_Plain):
     """The authors' IWRR: the hop that, with this request, has had the least work for its flow; work is tokens."""
 
-    ahead = by_flow = True
+    ahead = True
 
     def choose(self, open_hops: Sequence[Hop], session: Session, now: float) -> Hop:
         best = min(open_hops, key=lambda hop: hop.load + session.input / hop.flow)
@@ -81,7 +86,7 @@ class FlowShares(_Plain):
 class CoreShares(_Plain):
     """The IWRR of our own clients, by requests: `helixnet.core.route.iwrr`."""
 
-    ahead = by_flow = True
+    ahead = True
 
     def __init__(self, ways: Ways) -> None:
         self._heads = {tail: [hop.edge[1] for hop in hops] for tail, hops in ways.items()}
@@ -96,6 +101,8 @@ class CoreShares(_Plain):
 
 class Swarm(_Plain):
     """SWARM parallelism's: turns in the ratio of how quickly machines were seen to answer (its appendix C)."""
+
+    learns = True
 
     def __init__(self, ways: Ways) -> None:
         hops = [hop for each in ways.values() for hop in each]
@@ -135,32 +142,33 @@ class ShortestQueue(_Plain):
 
 
 class MinLatency(_Plain):
-    """The way that would answer first if each machine took as long as it last did; not one of the authors'.
+    """The way that would be the quickest if all took as long as lately, links and machines; none of the authors'.
 
-    What Petals' clients minimise, links and machines alike, but with observed times of machines. One way in
-    `EXPLORES` is drawn, so that machines that were slow once are looked at again.
+    One choice in EXPLORES is drawn, so that machines that were slow once are looked at again.
     """
 
-    EXPLORES = 20
+    learns = True
 
     def __init__(self, ways: Ways, rng: random.Random) -> None:
         self._ways, self._rng = ways, rng
         self._seconds = {hop.edge: hop.link.latency_s for hops in ways.values() for hop in hops}
 
     def choose(self, open_hops: Sequence[Hop], session: Session, now: float) -> Hop:
-        if self._rng.randrange(self.EXPLORES) == 0:
+        if self._rng.randrange(EXPLORES) == 0:
             return open_hops[self._rng.randrange(len(open_hops))]
         rest: dict[int, float] = {OUTSIDE: 0.0}
         return min(open_hops, key=lambda hop: self._seconds[hop.edge] + self._rest(hop.edge[1], rest))
 
     def observe(self, hop: Hop, seconds: float) -> None:
-        self._seconds[hop.edge] += 0.2 * (seconds - self._seconds[hop.edge])
+        self._seconds[hop.edge] += LATENCY_SMOOTHING * (seconds - self._seconds[hop.edge])
 
     def _rest(self, start: int, known: dict[int, float]) -> float:
         """Seconds from there to the coordinator."""
         if start not in known:
             onward = self._ways.get(start, ())
-            known[start] = min((self._seconds[h.edge] + self._rest(h.edge[1], known) for h in onward), default=1e9)
+            known[start] = min(
+                (self._seconds[h.edge] + self._rest(h.edge[1], known) for h in onward), default=NOWHERE_S
+            )
         return known[start]
 
 

@@ -6,7 +6,7 @@ import itertools
 import random
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from helixnet.core.errors import UsageError
 from helixnet.core.types import Span
@@ -49,6 +49,15 @@ class Setup:
     admission: Admission | None
     """None: requests are routed to machines however full, as the authors' other schedulers do."""
     windows: Windows = Windows()
+    kv_tokens: Mapping[int, int] = field(default_factory=dict)
+    """KV tokens of each layer that a machine has room for, where it is not what the profile says."""
+
+    def kv_token_layers(self, number: int) -> int:
+        """KV room of a machine that holds something."""
+        layers = len(_span(self, number))
+        if number in self.kv_tokens:
+            return self.kv_tokens[number] * layers
+        return self.instance.kv_token_layers(number, layers)
 
 
 def simulate(setup: Setup, seed: int) -> Outcome:
@@ -108,7 +117,7 @@ class _Run:
             rejected=self.rejected,
             impossible=self.impossible,
             waited=sum(each.waited for each in machines),
-            events=engine.events,
+            events=engine.events + sum(each.arrivals for each in machines),
             digest=engine.digest(),
         )
 
@@ -125,11 +134,20 @@ class _Run:
         if session.tokens > self.reach[OUTSIDE]:
             self.impossible += 1
             self.feeder.impossible(self.engine.now)
-        elif self.waiting or not self._enter(session):
-            if self.setup.admission is not None and self.setup.admission.waits:
-                self.waiting.append(session)
-            else:
-                self.rejected += 1
+        elif self.setup.admission is not None and self.setup.admission.waits:
+            self.waiting.append(session)
+            self._let_in()
+        elif not self._enter(session):
+            self.rejected += 1
+
+    def _let_in(self) -> None:
+        """Those who wait, in turn. Whoever finds no way while nobody is under way never will."""
+        while self.waiting:
+            if not self._enter(self.waiting[0]):
+                if self.in_flight:
+                    return
+                self.impossible += 1
+            self.waiting.popleft()
 
     def _enter(self, session: Session) -> bool:
         """Give it a way, or at least a first hop, and send its prompt."""
@@ -178,7 +196,8 @@ class _Run:
     def _passed(self, session: Session) -> None:
         """It has run its layers on a machine."""
         hop = session.path[session.stage]
-        self.router.observe(hop, self.engine.now - session.sent_s)
+        if self.router.learns:
+            self.router.observe(hop, self.engine.now - session.sent_s)
         session.stage += 1
         if session.stage == len(session.path):
             onward = self._choose(hop.edge[1], session, strict=False)
@@ -214,8 +233,7 @@ class _Run:
         for hop in session.path:
             if hop.machine is not None:
                 hop.machine.release(session.tokens, hop.layers)
-        while self.waiting and self._enter(self.waiting[0]):
-            self.waiting.popleft()
+        self._let_in()
         self.feeder.ended(now)
 
     def _look(self) -> None:
@@ -234,7 +252,7 @@ class _Run:
             cuts = [*_entries(setup, number), span.stop]
             holding = Holding(
                 segments=tuple(after - before for before, after in itertools.pairwise(cuts)),
-                kv_token_layers=instance.kv_token_layers(number, len(span)),
+                kv_token_layers=setup.kv_token_layers(number),
                 limits=profile.limits_for(len(span)),
             )
             machines[number] = Machine(self.engine, number, profile, holding, unpack_s, self._passed)
