@@ -46,6 +46,7 @@ class Machine:
         "batches",
         "busy_s",
         "holding",
+        "kv_peak",
         "kv_used",
         "number",
         "reserved",
@@ -71,7 +72,7 @@ class Machine:
         self._running: list[Session] | None = None
         self._wake_s = float("inf")
         self._unpacked = 0
-        self.kv_used = self.reserved = 0
+        self.kv_used = self.kv_peak = self.reserved = 0
         self.arrivals = self.batches = self.steps = self.waited = 0
         """`steps`: prompts and decode steps run; `waited`: times that a prompt was left out for want of KV room."""
         self.busy_s = 0.0
@@ -182,6 +183,8 @@ class Machine:
         batch, self._running = self._running, None
         assert batch is not None, "only a running batch finishes"
         self.kv_used += token_layers
+        if self.kv_used > self.kv_peak:
+            self.kv_peak = self.kv_used
         last = self._segment + 1 == len(self._queues)
         if last:
             for session in batch:

@@ -82,7 +82,7 @@ class Tally:
         self.prompt_s, self.decode_s, self.ttft_s, self.tpot_s = (array("d") for _ in range(4))
         self._timeline: dict[int, int] = {}
         self.prompt_tokens = self.hops = self.decoded = self.finished = 0
-        self._kv, self._kv_peak, self._in_flight, self._looks = 0.0, 0.0, 0, 0
+        self._kv, self._in_flight, self._looks = 0.0, 0, 0
 
     def inside(self, now: float) -> bool:
         """Whether what ends now counts."""
@@ -110,17 +110,16 @@ class Tally:
         if self.inside(now):
             self.tpot_s.append((now - session.prompted_s) / session.output)
 
-    def look(self, used: list[int], rooms: list[int], in_flight: int) -> None:
-        """KV in use and room, by machine, at one moment."""
+    def look(self, kv_share: float, in_flight: int) -> None:
+        """At one moment of the window."""
         self._looks += 1
-        self._kv += sum(used) / sum(rooms)
-        self._kv_peak = max(self._kv_peak, *(part / room for part, room in zip(used, rooms, strict=True) if room), 0.0)
+        self._kv += kv_share
         self._in_flight += in_flight
 
     @property
-    def kv(self) -> tuple[float, float]:
-        """Mean and peak share."""
-        return self._kv / max(1, self._looks), self._kv_peak
+    def kv_share(self) -> float:
+        """Mean over time."""
+        return self._kv / max(1, self._looks)
 
     @property
     def in_flight_mean(self) -> float:

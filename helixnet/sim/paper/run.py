@@ -95,7 +95,6 @@ class _Run:
         engine.at(self.setup.windows.warm_up_s, self._look)
         engine.run(until=self.ends_s)
         machines, steps = self.machines.values(), len(tally.decode_s)
-        kv_share, kv_peak_share = tally.kv
         return Outcome(
             decode_tokens_per_s=steps / measured_s,
             prompt_tokens_per_s=tally.prompt_tokens / measured_s,
@@ -104,8 +103,8 @@ class _Run:
             ttft_s=spread(tally.ttft_s),
             tpot_s=spread(tally.tpot_s),
             hops_mean=tally.hops / max(1, steps),
-            kv_share=kv_share,
-            kv_peak_share=kv_peak_share,
+            kv_share=tally.kv_share,
+            kv_peak_share=max(each.kv_peak / max(1, each.holding.kv_token_layers) for each in machines),
             in_flight_mean=tally.in_flight_mean,
             batch_mean=sum(each.steps for each in machines) / max(1, sum(each.batches for each in machines)),
             busy={number: each.busy_s / self.ends_s for number, each in self.machines.items()},
@@ -238,8 +237,8 @@ class _Run:
 
     def _look(self) -> None:
         machines = self.machines.values()
-        used, rooms = [each.kv_used for each in machines], [each.holding.kv_token_layers for each in machines]
-        self.tally.look(used, rooms, self.in_flight)
+        room = sum(each.holding.kv_token_layers for each in machines)
+        self.tally.look(sum(each.kv_used for each in machines) / max(1, room), self.in_flight)
         self.engine.after(LOOK_S, self._look)
 
     def _machines(self) -> dict[int, Machine]:
