@@ -90,6 +90,7 @@ def test_edges_with_next_to_no_flow_are_left_out(tmp_path: Path) -> None:
     outcome = simulate(setup(tmp_path, requests(20), flows=flows), 0)
     assert outcome.finished == 20
     assert (OUTSIDE, 1) not in outcome.hop_tokens
+    assert outcome.hop_sessions[OUTSIDE, 0] == 20
 
 
 def test_machines_expected_to_be_full_get_no_more_and_requests_are_turned_away_or_wait(tmp_path: Path) -> None:

@@ -107,6 +107,11 @@ class Feeder:
         else:
             self.prompted(now)
 
+    def rejected(self, now: float) -> None:
+        """A request has been turned away. The authors do not replace it where they fill KV memory."""
+        if isinstance(self._feed, Constant):
+            self._draw(now + NEXT_AFTER_S)
+
     def impossible(self, now: float) -> None:
         """A request is longer than any way has room for."""
         if not isinstance(self._feed, Trace):

@@ -56,6 +56,8 @@ class Outcome:
     """Prompts and decode steps in one batch."""
     busy: Mapping[int, float]
     """Share of the run that each machine computed, by its number."""
+    hop_sessions: Mapping[Edge, int]
+    """Routed along each edge."""
     hop_tokens: Mapping[Edge, int]
     """Sent along each edge."""
     timeline: tuple[int, ...]

@@ -108,6 +108,7 @@ class _Run:
             in_flight_mean=tally.in_flight_mean,
             batch_mean=sum(each.steps for each in machines) / max(1, sum(each.batches for each in machines)),
             busy={number: each.busy_s / self.ends_s for number, each in self.machines.items()},
+            hop_sessions={hop.edge: hop.sessions for hops in self.ways.values() for hop in hops},
             hop_tokens={hop.edge: hop.link.tokens for hops in self.ways.values() for hop in hops},
             timeline=tally.timeline,
             launched=self.launched,
@@ -138,6 +139,7 @@ class _Run:
             self._let_in()
         elif not self._enter(session):
             self.rejected += 1
+            self.feeder.rejected(self.engine.now)
 
     def _let_in(self) -> None:
         """Those who wait, in turn. Whoever finds no way while nobody is under way never will."""
@@ -146,6 +148,7 @@ class _Run:
                 if self.in_flight:
                     return
                 self.impossible += 1
+                self.feeder.impossible(self.engine.now)
             self.waiting.popleft()
 
     def _enter(self, session: Session) -> bool:
