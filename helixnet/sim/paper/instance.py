@@ -107,8 +107,8 @@ def flows_of(problem: Problem, spans: Spans, through: Mapping[int, float] | None
 
     Requests enter spans in the middle only where the flow would be smaller otherwise; that agrees with the links of the
     authors' own simulations of every stored placement, but for those that pruning took away. A max flow is not unique,
-    which matters: other edges of the same flow served 10 % more or less on 3cluster24. So where it is known how much
-    of it passes `through` each machine (`Artifact.stored_flow`), no more does here.
+    which matters: some other of the same size served 9 % less on 3cluster24. So where it is known how much of it
+    passes `through` each machine (`Artifact.stored_flow`), no more does here.
     """
     edges = edges_of(problem, spans)
     straight = [edge for edge in edges if OUTSIDE in edge or _meet(spans, edge)]

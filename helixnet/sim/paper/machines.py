@@ -29,7 +29,7 @@ class Holding:
 
 
 class Machine:
-    """One compute node. `forward` is called with it and each session that has run its last layer here."""
+    """One compute node. `forward` is called with the sessions that have run their last layer here."""
 
     __slots__ = (
         "_arrival_s",
@@ -61,7 +61,7 @@ class Machine:
         profile: Profile,
         holding: Holding,
         unpack_s: float,
-        forward: Callable[[Session], None],
+        forward: Callable[[list[Session]], None],
     ) -> None:
         self.number, self.holding = number, holding
         self._engine, self._profile, self._forward = engine, profile, forward
@@ -103,11 +103,11 @@ class Machine:
             self._start()
 
     def _take_in(self) -> None:
-        inbox, now = self._inbox, self._engine.now
+        inbox, now, queues = self._inbox, self._engine.now, self._queues
         while inbox and inbox[0][0] <= now:
             session = heapq.heappop(inbox)[2]
             self._unpacked += 1 if session.in_decode else session.input
-            self._queues[session.path[session.stage].segment].append(session)
+            queues[session.path[session.stage].segment].append(session)
 
     def _start(self) -> None:
         """Run the next segment, round and round, that has something to run; else sleep until something arrives."""
@@ -187,8 +187,7 @@ class Machine:
             self.kv_peak = self.kv_used
         last = self._segment + 1 == len(self._queues)
         if last:
-            for session in batch:
-                self._forward(session)
+            self._forward(batch)
         else:
             self._queues[self._segment + 1].extend(batch)
         self._segment = 0 if last else self._segment + 1

@@ -187,26 +187,35 @@ class _Run:
         self.expected.add(session, hop)
 
     def _send(self, session: Session) -> None:
-        """Over the hop that it stands before."""
-        hop = session.path[session.stage]
-        arrives = hop.link.send(session, self.engine.now)
-        if hop.machine is not None:
-            hop.machine.deliver(session, arrives)
-        else:
-            self.engine.at(arrives, self._returned, session)
+        """From the coordinator to the first machine of its way."""
+        hop = session.path[0]
+        assert hop.machine is not None, "nothing leads from the coordinator straight back"
+        hop.machine.deliver(session, hop.link.send(session, self.engine.now))
 
-    def _passed(self, session: Session) -> None:
-        """It has run its layers on a machine."""
-        hop = session.path[session.stage]
-        if self.router.learns:
-            self.router.observe(hop, self.engine.now - session.sent_s)
-        session.stage += 1
-        if session.stage == len(session.path):
-            onward = self._choose(hop.edge[1], session, strict=False)
-            assert onward is not None, "whatever enters fits all the way"
-            session.path.append(onward)
-            self._took(onward, session)
-        self._send(session)
+    def _passed(self, batch: list[Session]) -> None:
+        """They have run their layers on a machine. This is where a run spends its time."""
+        now, router = self.engine.now, self.router
+        for session in batch:
+            path, stage = session.path, session.stage
+            if router.learns:
+                router.observe(path[stage], now - session.sent_s)
+            stage += 1
+            if stage == len(path):
+                self._lengthen(session)
+            session.stage = stage
+            hop = path[stage]
+            arrives = hop.link.send(session, now)
+            if hop.machine is not None:
+                hop.machine.deliver(session, arrives)
+            else:
+                self.engine.at(arrives, self._returned, session)
+
+    def _lengthen(self, session: Session) -> None:
+        """Choose where a prompt goes from the end of its way so far."""
+        onward = self._choose(session.path[-1].edge[1], session, strict=False)
+        assert onward is not None, "whatever enters fits all the way"
+        session.path.append(onward)
+        self._took(onward, session)
 
     def _returned(self, session: Session) -> None:
         """An iteration's token is back at the coordinator."""
