@@ -21,6 +21,8 @@ from tests.tiny_models import LAYERS, reference, reference_tokens, write_checkpo
 NAME = "someone/tiny"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PROMPT = [5, 17, 99, 3, 42]
+POLL_S = 0.01
+"""How soon the server sees that it shall end."""
 
 
 class Hub(ThreadingHTTPServer):
@@ -83,7 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     server = Hub(write_checkpoint(tmp_path / "tiny", shard_bytes=200_000))
-    thread = Thread(target=server.serve_forever, daemon=True)
+    thread = Thread(target=server.serve_forever, args=(POLL_S,), daemon=True)
     thread.start()
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     yield server

@@ -122,6 +122,12 @@ async def test_traffic_counts_the_same_bytes_on_both_sides_by_lane(network: Memo
     assert sent.bytes[Lane.BULK] > 10_000 > sent.bytes[Lane.TOKEN]
 
 
+@pytest.fixture
+def far_ends_stay_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test ends no stream, so closing would wait for all of them: let it give up at once."""
+    monkeypatch.setattr(streams, "FLUSH_S", 0.01)
+
+
 def channels_with(queue: SendQueue | None = None, inbox: Inbox | None = None) -> tuple[Channels, list[MemoryStream]]:
     """Channels whose streams end in our hands."""
     far_ends: list[MemoryStream] = []
@@ -158,6 +164,7 @@ async def test_a_frame_that_is_no_message_costs_the_connection() -> None:
     await channels.close()
 
 
+@pytest.mark.usefixtures("far_ends_stay_open")
 async def test_a_full_queue_gives_one_gone_and_is_dropped() -> None:
     channels, far_ends = channels_with(SendQueue(frames_max=3))
     for nonce in range(4):
@@ -173,6 +180,7 @@ async def test_a_full_queue_gives_one_gone_and_is_dropped() -> None:
     await channels.close()
 
 
+@pytest.mark.usefixtures("far_ends_stay_open")
 async def test_an_inbox_that_nobody_reads_stops_the_sender_instead_of_growing() -> None:
     channels, _ = channels_with(inbox=Inbox(frames_max=2))
     near, far = memory_pipe()
@@ -200,6 +208,7 @@ async def test_a_peer_that_takes_nothing_is_gone_after_the_deadline(monkeypatch:
     await channels.close()
 
 
+@pytest.mark.usefixtures("far_ends_stay_open")
 async def test_whoever_cannot_be_dialled_is_answered_on_its_own_stream_in_every_lane() -> None:
     async def open_stream(peer: PeerId) -> MemoryStream:
         raise PeerGone(f"{peer} cannot be reached")
@@ -219,6 +228,7 @@ async def test_whoever_cannot_be_dialled_is_answered_on_its_own_stream_in_every_
     await channels.close()
 
 
+@pytest.mark.usefixtures("far_ends_stay_open")
 async def test_tokens_and_heavy_frames_have_streams_of_their_own() -> None:
     channels, far_ends = channels_with()
     channels.post(B, Ping(nonce=1), bytes(100), Lane.BULK)
@@ -245,6 +255,7 @@ def test_the_queue_gives_the_most_urgent_chunk_and_gathers_small_ones() -> None:
     assert (queue.frames, queue.bytes) == (0, 0)
 
 
+@pytest.mark.usefixtures("far_ends_stay_open")
 async def test_a_stranger_cannot_open_streams_without_end() -> None:
     channels, _ = channels_with()
     ends = [memory_pipe() for _ in range(streams.STREAMS_PER_PEER_MAX + 1)]
@@ -254,6 +265,7 @@ async def test_a_stranger_cannot_open_streams_without_end() -> None:
     await channels.close()
 
 
+@pytest.mark.usefixtures("far_ends_stay_open")
 async def test_unfinished_frames_of_all_peers_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "ASSEMBLY_BYTES_MAX", 100_000)
     channels, _ = channels_with()

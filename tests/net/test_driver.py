@@ -37,9 +37,11 @@ from tests.virtual_swarm import MANIFEST, ToyEngine, capability, toy_output, toy
 
 QUICK = PeerConfig(
     heartbeat_s=0.1,
+    view_pause_s=0.05,
     view_renew_s=0.2,
     publish_s=0.1,
-    lease=LeaseConfig(settle_s=0.1, claim_stagger_s=0.1),
+    # Longer than it takes to find each other (`read_s`), so that one claims and the other agrees.
+    lease=LeaseConfig(settle_s=0.2, claim_stagger_s=0.3),
     coordinator=CoordinatorConfig(quiet_s=0.1),
 )
 PROMPT = tuple(range(1, 30))
