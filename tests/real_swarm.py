@@ -11,6 +11,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable
 from pathlib import Path
 
+from helixnet.core.route.request import RequestConfig
 from helixnet.core.types import Span
 from helixnet.core.wire.messages import View
 from helixnet_client import AsyncClient
@@ -74,9 +75,9 @@ class RealSwarm:
                 except TimeoutError:
                     await self.end(name, signal.SIGKILL)
 
-    def client(self) -> AsyncClient:
+    def client(self, config: RequestConfig | None = None) -> AsyncClient:
         """A client of this swarm."""
-        return AsyncClient(self.join, network="test")
+        return AsyncClient(self.join, network="test", config=config)
 
     def logs(self) -> str:
         """The end of every log, for a failing test."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -181,8 +182,12 @@ def write_gguf(path: Path, *, seed: int = 0) -> Path:
     return path
 
 
+@functools.lru_cache(maxsize=1)
 def whole_from_gguf(path: str) -> Any:
-    """The whole model as transformers itself reads a Llama-like GGUF file, in float32."""
+    """The whole model as transformers itself reads a Llama-like GGUF file, in float32.
+
+    That takes half a minute for the default model, so the last one is kept.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 

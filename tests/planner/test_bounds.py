@@ -17,7 +17,7 @@ from tests.planner.small_swarms import random_swarm, spread_links
 @pytest.mark.parametrize("decades", [1.0, 3.0])
 def test_no_placement_exceeds_the_bounds_in_either_model(decades: float) -> None:
     tight = 0
-    for seed in range(40):
+    for seed in range(16):
         problem = spread_links(from_snapshot(random_swarm(seed, 3 + seed % 2, 4)), random.Random(seed), decades)
         for model in CapacityModel:
             best = best_of_all(problem, model).tokens_per_s

@@ -123,15 +123,15 @@ def test_regions_that_hold_the_model_are_swarms_of_their_own_where_links_between
 @pytest.mark.slow
 @pytest.mark.parametrize(("peers", "layers"), [(4, 5), (3, 7)])
 def test_where_links_bind_it_finds_nearly_the_best_in_most_tiny_swarms(peers: int, layers: int) -> None:
-    # Measured: 22 of 24 and 17 of 21 reach 95 %, the worst 66 %. (Plans of so few peers come from the exact solver.)
+    # Measured: 13 of 16 and 11 of 14 reach 95 %, the worst 66 %. (Plans of so few peers come from the exact solver.)
     shares = []
-    for seed in range(24):
+    for seed in range(16):
         problem = from_snapshot(random_swarm(seed, peers, layers))
         if problem.has_room():
             linked = spread_links(problem, random.Random(seed), 2.0)
             best = best_of_all(linked, CapacityModel.PAPER).tokens_per_s
             shares.append(found_in(linked, 10_000_000).tokens_per_s / best)
-    assert len(shares) > 20
+    assert len(shares) > 13
     assert max(shares) <= 1 + 1e-6
     assert sum(share >= 0.95 for share in shares) >= 0.75 * len(shares)
     assert min(shares) >= 0.6

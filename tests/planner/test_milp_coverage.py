@@ -29,7 +29,7 @@ def wide(seed: int, peers: int, layers: int) -> Problem:
     )
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", range(12))
 def test_it_proves_what_trying_everything_finds_where_links_are_wide(seed: int) -> None:
     problem = wide(seed, 4, 5)
     best = best_of_all(problem, CapacityModel.PAPER).tokens_per_s
@@ -45,7 +45,7 @@ def test_it_proves_what_trying_everything_finds_where_links_are_wide(seed: int) 
     assert all(problem.fits(i, s.start, s.stop) for i, s in enumerate(found.spans) if s is not None)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2, 4, 6, 7, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 5, 8, 9))])
+@pytest.mark.parametrize("seed", [0, 1, 2, 3, 4, 6, 7, 8])
 def test_where_links_bind_its_bound_still_holds(seed: int) -> None:
     problem = from_snapshot(random_swarm(seed, 4, 5))
     assert best_of_all(problem, CapacityModel.PAPER).tokens_per_s <= solve_coverage(problem, NODES_MAX).bound

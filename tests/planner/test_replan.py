@@ -78,9 +78,8 @@ def replay(problem: Problem, held: Spans, spans: Spans, order: Sequence[Step]) -
 def test_after_a_departure_a_repair_is_nearly_as_good_as_a_full_solve_and_moves_little() -> None:
     problem = large_swarm(1, peers=200, layers=80)
     spans = climbed(problem, 1, 30_000_000)
-    rates = [peer.tokens_per_s(len(span)) if span else 0 for peer, span in zip(problem.peers, spans, strict=True)]
     most_loaded = int(np.argmax(loads(problem, spans)))
-    for gone in (most_loaded, int(np.argmax(rates)), 5, 77):
+    for gone in (most_loaded, 77):
         smaller, held = without(problem, spans, gone)
         repaired = repair(smaller, held, random.Random(0))
         check(smaller, held, repaired)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from helixnet.core.errors import PromptTooLong, SwarmTooSmall
+from helixnet.core.route.request import RequestConfig
 from helixnet_client import AsyncClient, Message
 from tests.real_swarm import RealSwarm, serving, spans_of, until
 from tests.tiny_models import reference_tokens, whole_from_gguf
@@ -66,6 +67,7 @@ async def test_greedy_answers_through_three_peers_are_those_of_the_whole_model(s
         assert all(len(span) < view.layers for span in spans), "each peer holds only a part"
         assert len({len(span) for span in spans}) > 1, f"the spans are uneven: {spans}"
         assert any(a.overlaps(b) for a, b in pairwise(spans)), f"some overlap: {spans}"
+        await _longer_than_the_context_is_refused(client, view.context_tokens)
         tokenizer = await client.swarm.tokenizer()
         prompts = [tokenizer.conversation(conversation(question)) for question in QUESTIONS]
         # All at once, so that batches are ragged and prompts run beside decode steps.
@@ -75,6 +77,13 @@ async def test_greedy_answers_through_three_peers_are_those_of_the_whole_model(s
         assert list(answer.token_ids) == whole[: len(answer.token_ids)], question
         assert len(answer.token_ids) == TOKENS or answer.token_ids[-1] in tokenizer.stop_ids, question
     assert "Paris" in answers[0].text
+
+
+async def _longer_than_the_context_is_refused(client: AsyncClient, context_tokens: int) -> None:
+    """By the client itself, which then goes on to answer."""
+    with pytest.raises(PromptTooLong, match=f"context is {context_tokens}"):
+        await client.generate([1] * context_tokens)
+    assert (await client.generate([1] * 50, max_tokens=2)).usage.prompt_tokens == 50
 
 
 async def test_a_swarm_lives_through_joins_departures_and_deaths(swarm: RealSwarm) -> None:
@@ -133,17 +142,8 @@ async def _is_killed_in_mid_answer(swarm: RealSwarm, client: AsyncClient, expect
 
 async def test_a_swarm_too_small_for_its_model_says_what_is_missing(swarm: RealSwarm) -> None:
     await swarm.start_peer("a", "300MB")
-    async with swarm.client() as client:
+    async with swarm.client(RequestConfig(unserved_s=1.0)) as client:
         view = await until(client, lambda view: bool(view.problem))
         assert "of 30 layers" in view.problem and "GB" in view.problem
         with pytest.raises(SwarmTooSmall, match="of 30 layers"):
             await client.chat(conversation(QUESTIONS[0]))
-
-
-async def test_a_prompt_longer_than_the_context_is_refused_by_the_client(swarm: RealSwarm) -> None:
-    await swarm.start_peer("a", "900MB")
-    async with swarm.client() as client:
-        view = await until(client, serving(1))
-        with pytest.raises(PromptTooLong, match=f"context is {view.context_tokens}"):
-            await client.generate([1] * view.context_tokens)
-        assert (await client.generate([1] * 50, max_tokens=2)).usage.prompt_tokens == 50
