@@ -14,6 +14,8 @@ from helixnet.daemon.cli import main
 from tests.planner.small_artifact import small_artifact, write
 
 EXAMPLE = str(Path(__file__).parents[2] / "examples" / "office-and-home.toml")
+BRIEFLY = ("--seconds", "0.1")
+"""Where what is found matters less than what is said of it."""
 QUICK = """
 [model]
 name = "<tiny>"
@@ -52,7 +54,7 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
 
 
 def test_json_holds_a_whole_plan(quick: str, capsys: pytest.CaptureFixture[str]) -> None:
-    answer = said(capsys, quick)
+    answer = said(capsys, quick, *BRIEFLY)
     covered = {layer for start, stop in answer["placement"].values() for layer in range(start, stop)}
     assert covered == set(range(6))
     entering = sum(rate for source, _, rate in answer["edges"] if source == "clients")
@@ -73,17 +75,16 @@ def test_the_same_file_gives_the_same_plan(quick: str, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("objective", ["throughput", "latency", "throughput-paper"])
 def test_every_objective_plans(quick: str, objective: str, capsys: pytest.CaptureFixture[str]) -> None:
-    answer = said(capsys, quick, "--objective", objective, "--seconds", "0.3")
+    answer = said(capsys, quick, "--objective", objective, *BRIEFLY)
     assert answer["objective"] == objective
     assert answer["flow"] > 0
 
 
-@pytest.mark.slow
 def test_adding_and_removing_shows_the_difference(quick: str, capsys: pytest.CaptureFixture[str]) -> None:
-    change = said(capsys, quick, "--add", "rtx4090", "--remove", "a-1")["change"]
+    change = said(capsys, quick, "--add", "rtx4090", "--remove", "a-1", *BRIEFLY)["change"]
     assert "a-1" in change["before"]["placement"]
     assert change["moved_bytes"] > 0
-    main(["plan", quick, "--remove", "a-1"])
+    main(["plan", quick, "--remove", "a-1", *BRIEFLY])
     shown = capsys.readouterr().out
     assert "before:" in shown
     assert "if nobody moved" in shown
@@ -94,7 +95,7 @@ def test_a_cluster_that_was_too_small_can_be_helped(tmp_path: Path, capsys: pyte
     path.write_text(QUICK.format(memory=1))
     assert main(["plan", str(path)]) == 4
     assert "missing" in capsys.readouterr().err
-    change = said(capsys, str(path), "--add", "rtx4090")["change"]
+    change = said(capsys, str(path), "--add", "rtx4090", *BRIEFLY)["change"]
     assert change["before"] is None
     assert "missing" in change["problem_before"]
 
@@ -123,7 +124,7 @@ def test_what_cannot_be_planned_gets_a_sentence(
 
 def test_the_example_is_shown_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = tmp_path / "plan.html"
-    assert main(["plan", EXAMPLE, "--seconds", "0.3", "--html", str(picture)]) == 0
+    assert main(["plan", EXAMPLE, *BRIEFLY, "--html", str(picture)]) == 0
     shown = capsys.readouterr().out
     for words in ("% of the proven bound", "bottleneck:", "≈ catalogue", "first token"):
         assert words in shown
@@ -140,13 +141,13 @@ def test_names_from_the_file_cannot_write_markup(
     quick: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture = tmp_path / "plan.html"
-    main(["plan", quick, "--html", str(picture)])
+    main(["plan", quick, *BRIEFLY, "--html", str(picture)])
     assert "<tiny>" in capsys.readouterr().out
     assert "<tiny>" not in picture.read_text(encoding="utf-8")
 
 
 def test_a_comparison_has_the_plan_first_and_the_baselines(quick: str, capsys: pytest.CaptureFixture[str]) -> None:
-    answer = said(capsys, quick, "--compare", "--seconds", "0.5")
+    answer = said(capsys, quick, "--compare", "--seconds", "0.3")
     rows = {row["name"]: row for row in answer["comparison"]}
     assert next(iter(rows)) == "this plan"
     assert {"petals", "uniform", "parallax"} <= rows.keys()
@@ -161,7 +162,7 @@ def test_a_comparison_has_the_plan_first_and_the_baselines(quick: str, capsys: p
 
 
 def test_a_comparison_is_shown_below_the_plan(quick: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", quick, "--compare", "--seconds", "0.5"]) == 0
+    assert main(["plan", quick, "--compare", *BRIEFLY]) == 0
     shown = capsys.readouterr().out
     assert re.search(r"^\| this plan +\| +[0-9.]+ \|", shown, re.MULTILINE)
     assert shown.index("bottleneck:") < shown.index("| petals") < shown.index("Pareto front of tokens/s")
@@ -169,12 +170,12 @@ def test_a_comparison_is_shown_below_the_plan(quick: str, capsys: pytest.Capture
 
 
 def test_regions_of_the_file_tell_what_crosses(capsys: pytest.CaptureFixture[str]) -> None:
-    answer = said(capsys, EXAMPLE, "--compare", "--seconds", "0.2")
+    answer = said(capsys, EXAMPLE, "--compare", *BRIEFLY)
     assert all(row["crossings"] is not None for row in answer["comparison"])
 
 
 def test_without_a_comparison_or_a_floor_there_are_no_such_keys(quick: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert not {"comparison", "front", "survives"} & said(capsys, quick, "--seconds", "0.2").keys()
+    assert not {"comparison", "front", "survives"} & said(capsys, quick, *BRIEFLY).keys()
 
 
 @pytest.mark.slow
@@ -186,12 +187,12 @@ def test_a_plan_survives_what_it_is_asked_to(tmp_path: Path, capsys: pytest.Capt
     assert survives["share"] >= 0.6
     assert survives["reached"]
     assert survives["without"] in {"a-1", "a-2", "a-3"}
-    assert main(["plan", str(path), "--survive", "0.6"]) == 0
+    assert main(["plan", str(path), "--survive", "0.6", "--seconds", "1"]) == 0
     assert "worst departure: if a-" in capsys.readouterr().out
 
 
 def test_a_plan_that_cannot_survive_says_so_and_fails(quick: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", quick, "--survive", "0.6", "--json"]) == 1
+    assert main(["plan", quick, "--survive", "0.6", *BRIEFLY, "--json"]) == 1
     out, err = capsys.readouterr()
     survives = json.loads(out)["survives"]
     assert survives["share"] < 0.6
@@ -201,12 +202,11 @@ def test_a_plan_that_cannot_survive_says_so_and_fails(quick: str, capsys: pytest
 
 
 THREE = ("--instance", "three", "--model", "tiny")
-BRIEFLY = ("--seconds", "0.3")
 
 
 def test_an_artifacts_plan_has_the_same_keys(artifact: str, quick: str, capsys: pytest.CaptureFixture[str]) -> None:
-    answer = said(capsys, "--artifact", artifact, *THREE)
-    assert answer.keys() == said(capsys, quick).keys()
+    answer = said(capsys, "--artifact", artifact, *THREE, *BRIEFLY)
+    assert answer.keys() == said(capsys, quick, *BRIEFLY).keys()
     covered = {layer for start, stop in answer["placement"].values() for layer in range(start, stop)}
     assert covered == set(range(6))
     assert set(answer["placement"]) <= {"0", "1", "2"}
@@ -229,7 +229,7 @@ def test_links_count_in_full_for_the_papers_objective_alone(artifact: str, capsy
 
 def test_an_artifact_is_shown_and_drawn(artifact: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = tmp_path / "plan.html"
-    assert main(["plan", "--artifact", artifact, *THREE, "--html", str(picture)]) == 0
+    assert main(["plan", "--artifact", artifact, *THREE, *BRIEFLY, "--html", str(picture)]) == 0
     shown = capsys.readouterr().out
     assert "prompt tokens included" in shown
     assert "catalogue:" not in shown
@@ -262,13 +262,12 @@ def test_the_papers_objective_is_compared_by_its_own_flow(artifact: str, capsys:
     assert all(row["flow"] <= answer["flow"] * 1.000001 for row in answer["comparison"])
 
 
-@pytest.mark.slow
 def test_the_variable_stands_for_the_artifact_where_an_instance_is_named(
     artifact: str, quick: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HELIXNET_ARTIFACT", artifact)
-    assert said(capsys, *THREE)["model"] == "tiny"
-    assert said(capsys, quick)["model"] == "<tiny>"
+    assert said(capsys, *THREE, *BRIEFLY)["model"] == "tiny"
+    assert said(capsys, quick, *BRIEFLY)["model"] == "<tiny>"
 
 
 @pytest.mark.parametrize(
