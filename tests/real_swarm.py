@@ -8,15 +8,17 @@ import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+from helixnet.core.errors import NetworkError
 from helixnet.core.route.request import RequestConfig
 from helixnet.core.types import Span
 from helixnet.core.wire.messages import View
 from helixnet_client import AsyncClient
 
-START_S = 60.0
+START_S = 120.0
 STOP_S = 30.0
 
 
@@ -75,9 +77,19 @@ class RealSwarm:
                 except TimeoutError:
                     await self.end(name, signal.SIGKILL)
 
-    def client(self, config: RequestConfig | None = None) -> AsyncClient:
-        """A client of this swarm."""
-        return AsyncClient(self.join, network="test", config=config)
+    @asynccontextmanager
+    async def client(self, config: RequestConfig | None = None) -> AsyncIterator[AsyncClient]:
+        """A client of this swarm. It looks again where peers that start all at once take longer than it would wait."""
+        client = AsyncClient(self.join, network="test", config=config)
+        async with asyncio.timeout(START_S):
+            while True:
+                with suppress(NetworkError):
+                    await client.open()
+                    break
+        try:
+            yield client
+        finally:
+            await client.close()
 
     def logs(self) -> str:
         """The end of every log, for a failing test."""

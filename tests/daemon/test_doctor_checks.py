@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from helixnet.daemon import doctor
 from helixnet.daemon.cli import main
 from helixnet.daemon.config import Settings
 from helixnet.daemon.doctor import Finding, examine
+from helixnet.net import host
 
 NOBODY = "12D3KooWJxWoPZG5vsiPBPACkzuVbjYfVFGzjmCr1C8NbogQkoyd"
 
@@ -59,7 +59,7 @@ async def test_a_taken_port_an_absent_device_and_a_dead_bootstrap_peer_are_named
 
 @pytest.mark.slow
 async def test_whoever_listens_there_must_be_the_peer_of_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "DIAL_S", 1.0)
+    monkeypatch.setattr(host, "DIAL_S", 1.0)
     with a_taken_port() as port:
         findings = await found(Settings(join=(f"/ip4/127.0.0.1/tcp/{port}/p2p/{NOBODY}",)))
     assert "but it is not …" in findings["bootstrap"].says
