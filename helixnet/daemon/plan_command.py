@@ -48,7 +48,8 @@ keys of --json (the last line of the output):
   placement {peer: [start, stop]}, edges [[from, to, tokens/s]] (the clients are "clients"), flow, bound, seconds,
   flow_per_token (tokens of flow for each answered one: of an artifact, prompt tokens count too),
   prediction {tokens_per_s, ttft_s, tpot_s, bottleneck}, model, layers, objective, rates {peer: where they come from};
-  with --add or --remove also change {before, problem_before, unmoved_tokens_per_s, moved_peers, moved_bytes}
+  with --add or --remove also change {before, problem_before, unmoved_tokens_per_s, moved_peers, moved_bytes,
+  migration {moves [{peer, from, to}], bytes, seconds, order [[peer, "load" or "drop", spans]] or null}}
   with --survive also survives {share, asked, reached, without: whose departure leaves least, estimated, room, needed}
   with --compare also comparison [{name, flow, tokens_per_s, ttft_s, tpot_s, hops, crossings, sessions}], this plan
   first, and front: those of which no other serves more at no more time per token, each also {weight, placement}
@@ -230,6 +231,7 @@ def read_file(path: Path) -> ClusterFile:
 
 def what_if(now: Case, then: Case | None, arguments: argparse.Namespace) -> tuple[Solved, Change | None]:
     """The plan for what is there and, if peers are added or removed, for what is there then with what changed."""
+    from helixnet.daemon.plan_moves import moving
     from helixnet.daemon.plan_report import changed
 
     if then is None:
@@ -240,13 +242,14 @@ def what_if(now: Case, then: Case | None, arguments: argparse.Namespace) -> tupl
     except CapacityError as error:
         problem = str(error)
     unmoved = 0.0
+    held: Spans = (None,) * len(then.problem.peers)
     if before is not None:
-        stayed = then.spans_of(now, before.spans)
-        unmoved = _served(then, stayed, arguments)
-        then = then.holding(stayed)
+        held = then.spans_of(now, before.spans)
+        unmoved = _served(then, held, arguments)
+        then = then.holding(held)
     shown = _solve(then, arguments)
     earlier = before.report if before is not None else None
-    return shown, changed(earlier, problem, shown.report, then.layer_bytes, unmoved)
+    return shown, changed(earlier, problem, moving(then, held, shown.spans), unmoved)
 
 
 def _served(case: Case, spans: Spans, arguments: argparse.Namespace) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import msgspec
 
 from helixnet.core.types import Span
+from helixnet.daemon.plan_moves import Moves
 from helixnet.daemon.wording import percent
 from helixnet.planner.case import Case
 from helixnet.planner.cluster import CATALOGUE
@@ -148,8 +149,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     """What would be served afterwards if every span stayed where it was."""
     moved_peers: int
     """Of those that stay, how many get another span."""
-    moved_bytes: int
-    """Weights that peers must load, new ones included."""
+    migration: Moves
+    """What has to be loaded for it, by those who stay and by those who are new."""
 
     def as_json(self) -> dict[str, object]:
         """What `--json` adds."""
@@ -158,7 +159,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
             "problem_before": self.problem,
             "unmoved_tokens_per_s": self.unmoved_tokens_per_s,
             "moved_peers": self.moved_peers,
-            "moved_bytes": self.moved_bytes,
+            "moved_bytes": self.migration.bytes,
+            "migration": self.migration.as_json(),
         }
 
 
@@ -211,21 +213,10 @@ def with_survival(report: PlanReport, problem: Problem, left: Survival, asked: f
     return msgspec.structs.replace(report, survives=survives)
 
 
-def changed(before: PlanReport | None, problem: str, after: PlanReport, layer_bytes: int, unmoved: float) -> Change:
+def changed(before: PlanReport | None, problem: str, moves: Moves, unmoved: float) -> Change:
     """What the change from one plan to the next costs."""
-    held = {peer.name: peer.span for peer in before.peers if peer.span} if before is not None else {}
-    moved = sum(peer.name in held and held[peer.name] != peer.span for peer in after.peers)
-    loaded = 0
-    for peer in after.peers:
-        have = held[peer.name].layers() if peer.name in held else range(0)
-        loaded += sum(layer not in have for layer in peer.span.layers()) if peer.span else 0
-    return Change(
-        before=before,
-        problem=problem,
-        unmoved_tokens_per_s=unmoved,
-        moved_peers=moved,
-        moved_bytes=loaded * layer_bytes,
-    )
+    moved = sum(move.held is not None for move in moves.moves)
+    return Change(before=before, problem=problem, unmoved_tokens_per_s=unmoved, moved_peers=moved, migration=moves)
 
 
 def _limits(problem: Problem, spans: Spans, routing: Routing) -> frozenset[Edge]:

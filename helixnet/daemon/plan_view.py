@@ -16,6 +16,7 @@ from helixnet.planner.cluster import CATALOGUE
 BAR_CELLS = 40
 PEER_ROWS_MAX = 200
 EDGE_ROWS_MAX = 60
+STEPS_MAX = 12
 
 
 def render(report: PlanReport, change: Change | None) -> Group:
@@ -65,8 +66,23 @@ def difference(report: PlanReport, change: Change) -> list[str]:
         f"if nobody moved: {rate(change.unmoved_tokens_per_s)}"
         if change.unmoved_tokens_per_s > 0
         else "if nobody moved: nothing could be served",
-        f"{many(change.moved_peers, 'peer')} would change spans; {size(change.moved_bytes, 'B')} of weights to load",
+        *movement(change),
     ]
+
+
+def movement(change: Change) -> list[str]:
+    """What would be loaded and dropped, and in which order."""
+    moves = change.migration
+    peers = f"{many(change.moved_peers, 'peer')} would change spans"
+    if not moves.moves:
+        return [peers]
+    loads = f"{size(moves.bytes, 'B')} of weights to load, in about {seconds(moves.seconds)}"
+    said = [f"{peers}; {loads if moves.bytes else 'nothing to load'}"]
+    if moves.order is None:
+        return [*said, "no order of these moves keeps every layer covered on the way"]
+    shown = ", then ".join(step.words() for step in moves.order[:STEPS_MAX])
+    more = f"; {len(moves.order) - STEPS_MAX} more are in --json" if len(moves.order) > STEPS_MAX else ""
+    return [*said, f"such that no layer is uncovered on the way: {shown}{more}"]
 
 
 def catalogue_note(report: PlanReport) -> str:

@@ -40,6 +40,7 @@ from helixnet.planner.artifact_file import (
 from helixnet.planner.artifact_links import SINK, SOURCE, ClusterLinks, read_links
 from helixnet.planner.artifact_stored import stored_machines
 from helixnet.planner.case import Case, Machine
+from helixnet.planner.migration import Loading
 from helixnet.planner.problem import Matrix, PlanPeer, Problem, Spans, Workload, seconds_at
 
 BATCH_MAX = 512
@@ -81,7 +82,7 @@ class Artifact:
             problem=reading.problem(link_share),
             workload=Workload(prompt_tokens=self.constants.AVG_INPUT_LEN, output_tokens=self.constants.AVG_OUTPUT_LEN),
             machines=reading.machines(),
-            layer_bytes=int(reading.shape.layer_bytes_used_by_simulator),
+            loading=Loading(int(reading.shape.layer_bytes_used_by_simulator), reading.passed_bytes / link_share),
         )
 
     def stored(self, instance: str, model: str) -> dict[str, Spans]:
@@ -180,6 +181,11 @@ class _Reading:
         self.cluster, self.shape = artifact.cluster(instance), artifact.model(model)
         self.clusters_file, self.profiles_file = artifact.folder / CLUSTERS, artifact.folder / PROFILES
 
+    @property
+    def passed_bytes(self) -> float:
+        """What passes a link for each token."""
+        return self.shape.activation_bytes_per_token + self.shape.token_size_bytes
+
     def problem(self, link_share: float) -> Problem:
         work, shape = self.constants, self.shape
         by_type = {kind: self._peer(kind) for kind in sorted(set(self.cluster.node_types))}
@@ -189,7 +195,6 @@ class _Reading:
         token_s = shape.activation_bytes_per_token * np.divide(
             1.0, links.bandwidth, out=np.zeros_like(links.bandwidth), where=links.bandwidth > 0
         )
-        passed = shape.activation_bytes_per_token + shape.token_size_bytes
         return Problem(
             model=self.model,
             layers=shape.num_layers,
@@ -198,7 +203,7 @@ class _Reading:
             last_bytes=0,
             session_tokens=work.AVG_INPUT_LEN + work.AVG_OUTPUT_LEN,
             peers=tuple(_closed(peer, first, last) for peer, (first, last) in zip(peers, closed, strict=True)),
-            link_tokens_per_s=_frozen(links.bandwidth * (link_share / passed)),
+            link_tokens_per_s=_frozen(links.bandwidth * (link_share / self.passed_bytes)),
             output_tokens=work.AVG_OUTPUT_LEN,
             link_s=_frozen(links.latency_s + token_s),
             prompt_link_s=_frozen(links.latency_s + work.AVG_INPUT_LEN * token_s),

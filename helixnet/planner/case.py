@@ -10,6 +10,7 @@ import numpy as np
 from helixnet.core.errors import UsageError
 from helixnet.core.types import PeerId
 from helixnet.planner.cluster import Cluster
+from helixnet.planner.migration import Loading
 from helixnet.planner.problem import Problem, Spans, Workload, from_snapshot
 
 
@@ -31,8 +32,8 @@ class Case:
     problem: Problem
     workload: Workload
     machines: tuple[Machine, ...]
-    layer_bytes: int
-    """Weights of one layer."""
+    loading: Loading
+    """What moving a layer takes."""
 
     def spans_of(self, case: Case, spans: Spans) -> Spans:
         """What the peers of this case hold in a placement of another; None for those that are not in that."""
@@ -78,4 +79,4 @@ def of_cluster(cluster: Cluster) -> Case:
         return Machine(cluster.regions[peer], capability.device, capability.memory_bytes, cluster.rates[peer])
 
     machines = tuple(machine(peer.peer) for peer in problem.peers)
-    return Case(problem, cluster.workload, machines, cluster.snapshot.manifest.layer_bytes)
+    return Case(problem, cluster.workload, machines, Loading.of(cluster.snapshot.manifest, cluster.workload))

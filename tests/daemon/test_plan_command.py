@@ -10,7 +10,11 @@ from typing import Any
 
 import pytest
 
+from helixnet.core.types import Span
 from helixnet.daemon.cli import main
+from helixnet.daemon.plan_moves import Move, Moves, Turn
+from helixnet.daemon.plan_report import Change
+from helixnet.daemon.plan_view import movement
 from tests.planner.small_artifact import small_artifact, write
 
 EXAMPLE = str(Path(__file__).parents[2] / "examples" / "office-and-home.toml")
@@ -81,13 +85,53 @@ def test_every_objective_plans(quick: str, objective: str, capsys: pytest.Captur
 
 
 def test_adding_and_removing_shows_the_difference(quick: str, capsys: pytest.CaptureFixture[str]) -> None:
-    change = said(capsys, quick, "--add", "rtx4090", "--remove", "a-1", *BRIEFLY)["change"]
+    answer = said(capsys, quick, "--add", "rtx4090", "--remove", "a-1", *BRIEFLY)
+    change = answer["change"]
     assert "a-1" in change["before"]["placement"]
-    assert change["moved_bytes"] > 0
+    assert change["moved_bytes"] == change["migration"]["bytes"] > 0
+    assert change["migration"]["seconds"] > 0
+    assert {"peer": "rtx4090", "from": None, "to": answer["placement"]["rtx4090"]} in change["migration"]["moves"]
     main(["plan", quick, "--remove", "a-1", *BRIEFLY])
     shown = capsys.readouterr().out
     assert "before:" in shown
     assert "if nobody moved" in shown
+
+
+def test_the_order_of_the_moves_leads_from_one_placement_to_the_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "roomy.toml"
+    path.write_text(QUICK.format(memory=5))
+    answer = said(capsys, str(path), "--remove", "a-1", "--objective", "throughput-paper", *BRIEFLY)
+    before, order = answer["change"]["before"]["placement"], answer["change"]["migration"]["order"]
+    held = {name: set(range(*before[name])) for name in ("a-2", "a-3")}
+    covered = set().union(*held.values())
+    for name, verb, spans in order:
+        layers = {layer for start, stop in spans for layer in range(start, stop)}
+        assert layers and (layers.isdisjoint(held[name]) if verb == "load" else layers <= held[name])
+        held[name] ^= layers
+        assert covered <= set().union(*held.values())
+    assert held == {name: set(range(*span)) for name, span in answer["placement"].items()}
+
+
+def test_moves_are_told_layer_by_layer_and_those_without_an_order_are_told_so() -> None:
+    def told(*order: Turn, none: bool = False) -> list[str]:
+        moves = Moves(
+            moves=(Move(peer="a", held=Span(0, 3), span=Span(2, 6)),),
+            bytes=3_000_000_000,
+            seconds=30.0,
+            order=None if none else order,
+        )
+        return movement(Change(before=None, problem="", unmoved_tokens_per_s=0.0, moved_peers=1, migration=moves))
+
+    load = Turn(peer="a", load=True, layers=(Span(3, 6),))
+    drop = Turn(peer="a", load=False, layers=(Span(0, 1), Span(2, 3)))
+    assert told(load, drop) == [
+        "1 peer would change spans; 3 GB of weights to load, in about 30 s",
+        "such that no layer is uncovered on the way: a loads 3-5, then a drops 0 and 2",
+    ]
+    assert told(*[load] * 15)[1].endswith("; 3 more are in --json")
+    assert told(none=True)[1] == "no order of these moves keeps every layer covered on the way"
 
 
 def test_a_cluster_that_was_too_small_can_be_helped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
