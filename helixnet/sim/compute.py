@@ -1,4 +1,4 @@
-"""Devices under virtual time: seconds come from capability curves, contents from digests instead of hidden states.
+"""Devices under virtual time: seconds come from curves or tables, contents from digests instead of hidden states.
 
 A row of an activation is a digest of all tokens so far, the layer it has reached and its position, so that a wrong
 layer, a gap in the KV or a mixed-up session shows at once: in an `InvariantBroken` here, or as a wrong token at the
@@ -11,6 +11,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import msgspec
 
@@ -59,6 +60,62 @@ def continuation(prompt: Sequence[int], count: int, vocab_size: int) -> list[int
     return tokens
 
 
+class Timing(Protocol):
+    """Seconds of one layer."""
+
+    def decode_s(self, steps: int) -> float:
+        """For so many decode steps together."""
+        ...
+
+    def prefill_s(self, tokens: int) -> float:
+        """For so many prompt tokens together."""
+        ...
+
+
+class Curves:
+    """What a capability promises, between its points on straight lines."""
+
+    def __init__(self, capability: Capability) -> None:
+        self._capability = capability
+        self._decode: dict[int, float] = {0: 0.0}
+        self._prefill: dict[int, float] = {0: 0.0}
+
+    def decode_s(self, steps: int) -> float:
+        """See Timing."""
+        known = self._decode.get(steps)
+        if known is None:
+            known = self._decode[steps] = seconds_at(self._capability.decode, steps)
+        return known
+
+    def prefill_s(self, tokens: int) -> float:
+        """See Timing."""
+        known = self._prefill.get(tokens)
+        if known is None:
+            known = self._prefill[tokens] = seconds_at(self._capability.prefill, tokens)
+        return known
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """Measured seconds for 0, 1, 2, ... of either; beyond the end in proportion."""
+
+    decode: Sequence[float]
+    prefill: Sequence[float]
+
+    def decode_s(self, steps: int) -> float:
+        """See Timing."""
+        return _beyond(self.decode, steps)
+
+    def prefill_s(self, tokens: int) -> float:
+        """See Timing."""
+        return _beyond(self.prefill, tokens)
+
+
+def _beyond(table: Sequence[float], count: int) -> float:
+    last = len(table) - 1
+    return table[count] if count <= last else table[last] * count / last
+
+
 @dataclass(slots=True)
 class _Kv:
     """What one session has in this device's KV."""
@@ -72,19 +129,17 @@ class _Kv:
 class Device:
     """One peer's device: the twin of the engine. It runs a batch at a time and holds what was loaded."""
 
-    def __init__(self, manifest: Manifest, capability: Capability, load_bytes_per_s: float) -> None:
+    def __init__(self, manifest: Manifest, timing: Timing, load_bytes_per_s: float) -> None:
         self.slowdown = 1.0
         """Everything takes so many times as long as the capability says."""
         self.busy_s = 0.0
         self.layer_tokens = 0
         """Tokens times layers that were run."""
         self._manifest = manifest
-        self._capability = capability
+        self._timing = timing
         self._load_bytes_per_s = load_bytes_per_s
         self._loaded: set[int] = set()
         self._kv: dict[SessionId, _Kv] = {}
-        self._decode_s: dict[int, float] = {0: 0.0}
-        self._prefill_s: dict[int, float] = {0: 0.0}
 
     # --- weights -----------------------------------------------------------------------------------
 
@@ -130,31 +185,19 @@ class Device:
 
     def seconds(self, batch: Sequence[Work]) -> float:
         """How long a batch takes: in every layer, the decode steps and the prompt tokens that meet there."""
-        first = batch[0].layers
+        first, timing = batch[0].layers, self._timing
         if all(work.layers == first for work in batch):
             decode = sum(work.decode for work in batch)
             prompt = sum(work.tokens for work in batch if not work.decode)
-            return self.slowdown * len(first) * (self._decode(decode) + self._prefill(prompt))
+            return self.slowdown * len(first) * (timing.decode_s(decode) + timing.prefill_s(prompt))
         ends = sorted({end for work in batch for end in (work.layers.start, work.layers.stop)})
         seconds = 0.0
         for start, stop in pairwise(ends):
             there = [work for work in batch if work.layers.start <= start < work.layers.stop]
             decode = sum(work.decode for work in there)
             prompt = sum(work.tokens for work in there if not work.decode)
-            seconds += (stop - start) * (self._decode(decode) + self._prefill(prompt))
+            seconds += (stop - start) * (timing.decode_s(decode) + timing.prefill_s(prompt))
         return self.slowdown * seconds
-
-    def _decode(self, steps: int) -> float:
-        known = self._decode_s.get(steps)
-        if known is None:
-            known = self._decode_s[steps] = seconds_at(self._capability.decode, steps)
-        return known
-
-    def _prefill(self, tokens: int) -> float:
-        known = self._prefill_s.get(tokens)
-        if known is None:
-            known = self._prefill_s[tokens] = seconds_at(self._capability.prefill, tokens)
-        return known
 
     def run(self, batch: Sequence[Work], seconds: float) -> tuple[Done, ...]:
         """What comes of a batch that took so long."""

@@ -117,7 +117,7 @@ class Swarm:
     def join(self, name: PeerId, said: Capability | None = None) -> SimPeer:
         """A machine of the world starts a peer; it says of itself what it measured, or `said`."""
         truth = self.world.machines[machine_of(name)]
-        device = Device(self.manifest, truth, self.world.load_bytes_per_s)
+        device = Device(self.manifest, self.world.timing(name), self.world.load_bytes_per_s)
         facts = PeerFacts(
             peer=name, name=name, network=NETWORK, manifest=self.manifest, memory_bytes=truth.memory_bytes
         )

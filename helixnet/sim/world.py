@@ -10,6 +10,7 @@ from helixnet.core.plan.snapshot import Snapshot
 from helixnet.core.swarm.capability import Capability
 from helixnet.core.types import PeerId
 from helixnet.planner.random_swarm import Geography
+from helixnet.sim.compute import Curves, Timing
 from helixnet.sim.network import Path
 
 LIFE = "+"
@@ -47,8 +48,15 @@ class World:
     """Bytes/s of machines all of whose links share one line out."""
     loss: float = 0.0
     """Share of frames of which a packet is lost."""
+    timings: Mapping[PeerId, Timing] = field(default_factory=dict)
+    """Of machines that are timed by something else than their capability."""
     load_bytes_per_s: float = 500e6
     """How fast weights are read or fetched."""
+
+    def timing(self, peer: PeerId) -> Timing:
+        """How fast a peer's machine really is."""
+        machine = machine_of(peer)
+        return self.timings.get(machine) or Curves(self.machines[machine])
 
     def link(self, source: PeerId, target: PeerId) -> Link:
         """The link between two peers or clients."""

@@ -15,7 +15,9 @@ PREFILL_BUDGET_TOKENS = 256
 class Batcher:
     """Ready work of one stage, in arrival order. A batch holds at most one item of each session."""
 
-    def __init__(self) -> None:
+    def __init__(self, decode_max: int = DECODE_BATCH_MAX, prefill_budget: int = PREFILL_BUDGET_TOKENS) -> None:
+        self._decode_max = decode_max
+        self._prefill_budget = prefill_budget
         self._decode: deque[Work] = deque()
         self._prefill: deque[Work] = deque()
 
@@ -33,7 +35,7 @@ class Batcher:
         batch: list[Work] = []
         chosen: set[SessionId] = set()
         later: deque[Work] = deque()
-        while self._decode and len(batch) < DECODE_BATCH_MAX:
+        while self._decode and len(batch) < self._decode_max:
             work = self._decode.popleft()
             if work.session in chosen:
                 later.append(work)
@@ -46,7 +48,7 @@ class Batcher:
     def _take_prefill(self, chosen: set[SessionId]) -> list[Work]:
         batch: list[Work] = []
         later: deque[Work] = deque()
-        budget = PREFILL_BUDGET_TOKENS
+        budget = self._prefill_budget
         while self._prefill and budget > 0:
             work = self._prefill.popleft()
             fits = work.tokens <= budget or not batch

@@ -18,7 +18,7 @@ from helixnet.core.machine import (
 )
 from helixnet.core.model import DTYPE_BYTES, Manifest
 from helixnet.core.route.pipeline import check_pipeline
-from helixnet.core.stage.batch import Batcher
+from helixnet.core.stage.batch import DECODE_BATCH_MAX, PREFILL_BUDGET_TOKENS, Batcher
 from helixnet.core.stage.meter import Meter
 from helixnet.core.stage.pages import PAGE_TOKENS, PagePool
 from helixnet.core.stage.session import StageSession
@@ -38,6 +38,8 @@ class StageConfig(msgspec.Struct, frozen=True, kw_only=True):
     idle_s: float = 120.0
     """A session that nothing was heard of for this long is released."""
     sessions_max: int = 256
+    decode_batch_max: int = DECODE_BATCH_MAX
+    prefill_budget_tokens: int = PREFILL_BUDGET_TOKENS
     backlog_s: float = 10.0
     """With prompts admitted that take longer than this, nobody else is: they wait where they hold no KV."""
 
@@ -60,7 +62,7 @@ class StageMachine:
         self.meter = Meter()
         self.sessions: dict[SessionId, StageSession] = {}
         self._config = config
-        self._batcher = Batcher()
+        self._batcher = Batcher(config.decode_batch_max, config.prefill_budget_tokens)
         self._running: tuple[Work, ...] = ()
         self._prompt_left = 0
         """Prompt tokens of all sessions that have not run here yet."""

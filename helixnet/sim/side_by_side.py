@@ -1,0 +1,198 @@
+"""Our swarm on the paper's machines: its profiles, links and KV rooms, any placement, our protocol on real peers.
+
+The placement is given, not solved for: what is compared is what a placement serves. Flow counts prompt tokens there;
+only the shares of flows matter to routers, so they are handed on as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from helixnet.core.machine import Solve, Solved
+from helixnet.core.model import Manifest
+from helixnet.core.peer import PeerConfig
+from helixnet.core.plan.plan import Assignment, Flow, Placement, Prediction
+from helixnet.core.stage.entry import EntryConfig
+from helixnet.core.stage.stage import StageConfig
+from helixnet.core.swarm.capability import Capability, RatePoint
+from helixnet.core.types import PeerId
+from helixnet.planner.flow import OUTSIDE, Edge
+from helixnet.planner.problem import Spans
+from helixnet.sim.compute import Tables
+from helixnet.sim.paper.instance import Instance
+from helixnet.sim.scenarios import PATIENT
+from helixnet.sim.simulation import Load, Setup
+from helixnet.sim.swarm import SimConfig, Solving
+from helixnet.sim.world import Link, World
+
+KV_BYTES = 4_096
+"""Of one token in one layer; only how many tokens fit matters here."""
+LAYER_BYTES = 1 << 30
+HIDDEN_BYTES = 2
+SESSIONS_MAX = 4_096
+"""The authors' machines admit what their KV holds; so do ours here."""
+UNCHUNKED_TOKENS = 2_048
+"""Their longest prompt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """How our stages run: the product's own way, unless something is left out to see what it brings."""
+
+    chunked: bool = True
+    decode_batch_max: int = 256
+
+    def config(self) -> PeerConfig:
+        """Of every peer."""
+        budget = 256 if self.chunked else UNCHUNKED_TOKENS
+        chunk = 128 if self.chunked else UNCHUNKED_TOKENS
+        return PeerConfig(
+            stage=StageConfig(
+                sessions_max=SESSIONS_MAX, decode_batch_max=self.decode_batch_max, prefill_budget_tokens=budget
+            ),
+            entry=EntryConfig(sessions_max=SESSIONS_MAX, prefill_chunk_tokens=chunk),
+        )
+
+
+def name_of(machine: int) -> PeerId:
+    """What we call a machine of the paper."""
+    return PeerId(f"m{machine:02d}")
+
+
+def our_setup(
+    instance: Instance,
+    spans: Spans,
+    flows: Mapping[Edge, float],
+    load: Load,
+    seconds: float,
+    serving: Serving | None = None,
+    seed: int = 0,
+) -> Setup:
+    """A swarm of ours that holds `spans` and routes by `flows`, under `load` for so many seconds."""
+    manifest = _manifest(instance)
+    held = [number for number, span in enumerate(spans) if span is not None]
+    world = World(
+        manifest=manifest,
+        machines={name_of(number): _capability(instance, spans, number, manifest) for number in held},
+        between=_between(instance),
+        client_link=_client_link(instance, held),
+        timings={name_of(number): _tables(instance, number) for number in held},
+        load_bytes_per_s=1e15,
+    )
+    return Setup(
+        world=world,
+        peers=tuple(world.machines),
+        load=load,
+        seconds=seconds,
+        seed=seed,
+        config=SimConfig(peer=(serving or Serving()).config(), checked=False),
+        request=PATIENT,
+        solving=_always(_placement(spans, flows)),
+    )
+
+
+def kv_sessions(instance: Instance, spans: Spans, tokens: float) -> float:
+    """Requests of so many tokens that the layer with least KV room has room for."""
+    rooms = [0.0] * instance.problem.layers
+    for number, span in enumerate(spans):
+        for layer in span.layers() if span is not None else ():
+            assert span is not None, "it has layers"
+            rooms[layer] += instance.kv_token_layers(number, len(span)) / len(span)
+    return min(rooms) / tokens
+
+
+def _manifest(instance: Instance) -> Manifest:
+    return Manifest(
+        name=instance.name,
+        architecture="",
+        layers=instance.problem.layers,
+        hidden_size=int(instance.activation_bytes) // HIDDEN_BYTES,
+        vocab_size=1,
+        context_tokens=1 << 16,
+        kv_heads=1,
+        head_dim=KV_BYTES // 4,
+        dtype="float16",
+        layer_bytes=LAYER_BYTES,
+        embedding_bytes=0,
+        head_bytes=0,
+        source_format="",
+        config_sha256="",
+        tokenizer_sha256="",
+        weights_sha256="",
+    )
+
+
+def _capability(instance: Instance, spans: Spans, number: int, manifest: Manifest) -> Capability:
+    """Memory for exactly the span and the KV room that the profile gives beside it."""
+    span = spans[number]
+    assert span is not None, "only machines that hold something are peers"
+    tables = _tables(instance, number)
+    room = instance.kv_token_layers(number, len(span))
+    return Capability(
+        device=instance.kinds[number],
+        matmul_flops=1.0,
+        memory_bandwidth=1.0,
+        decode=(RatePoint(1, tables.decode_s(1)),),
+        prefill=(RatePoint(128, tables.prefill_s(128)),),
+        memory_bytes=len(span) * LAYER_BYTES + room * manifest.kv_bytes,
+    )
+
+
+def _tables(instance: Instance, number: int) -> Tables:
+    profile = instance.profiles[instance.kinds[number]]
+    return Tables(profile.decode_s, profile.prompt_s)
+
+
+def _between(instance: Instance) -> Between:
+    return Between(instance)
+
+
+class Between:
+    """Links between the paper's machines; where the data has none, as slow as the slowest."""
+
+    def __init__(self, instance: Instance) -> None:
+        self._links = instance.links
+        self._slowest = Link(float(instance.links.latency_s.max()), float(_positive_min(instance)))
+
+    def __call__(self, source: PeerId, target: PeerId) -> Link:
+        """The link of two machines, by name."""
+        edge = int(source[1:]), int(target[1:])
+        bandwidth = float(self._links.bandwidth[edge])
+        return Link(float(self._links.latency_s[edge]), bandwidth) if bandwidth > 0 else self._slowest
+
+
+def _positive_min(instance: Instance) -> float:
+    bandwidth = instance.links.bandwidth
+    return float(bandwidth[bandwidth > 0].min())
+
+
+def _client_link(instance: Instance, held: Sequence[int]) -> Link:
+    """Clients sit where the authors' coordinator does: the middle one of its links."""
+    ways = sorted((instance.link((OUTSIDE, number))[1], instance.link((OUTSIDE, number))[0]) for number in held)
+    latency_s, bandwidth = ways[len(ways) // 2]
+    return Link(latency_s, bandwidth)
+
+
+def _placement(spans: Spans, flows: Mapping[Edge, float]) -> Placement:
+    def end(number: int) -> PeerId | None:
+        return None if number == OUTSIDE else name_of(number)
+
+    routed = [Flow(end(tail), end(head), rate) for (tail, head), rate in flows.items() if rate > 0]
+    return Placement(
+        assignments=tuple(Assignment(name_of(n), span) for n, span in enumerate(spans) if span is not None),
+        flows=tuple(sorted(routed, key=lambda flow: (flow.source or "", flow.target or ""))),
+        prediction=Prediction(tokens_per_s=1.0, bound_tokens_per_s=1.0, ttft_s=1.0, tpot_s=1.0),
+    )
+
+
+def _always(placement: Placement) -> Solving:
+    """A planner with one idea."""
+
+    def solving(effect: Solve) -> tuple[Solved, float]:
+        here = {view.peer for view in effect.snapshot.peers}
+        if any(assignment.peer not in here for assignment in placement.assignments):
+            return Solved(None, None, "not everybody is there yet"), 0.1
+        return Solved(placement, effect.current, "", 0.1), 0.1
+
+    return solving
