@@ -57,6 +57,12 @@ def page(report: PlanReport, change: Change | None) -> str:
     return "\n".join(part for part in parts if part) + "\n"
 
 
+def drawing(report: PlanReport) -> str:
+    """Only the drawing, as an SVG file of its own."""
+    svg = _Drawing(report).svg()
+    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f"><style>{STYLE}</style>", 1)
+
+
 class _Drawing:
     """The picture's coordinates: peers in the order of the report, regions one below the other."""
 

@@ -14,6 +14,7 @@ from helixnet.sim.clients import Client
 from helixnet.sim.engine import Engine
 from helixnet.sim.faults import Fault, inflict
 from helixnet.sim.invariants import check_at_rest
+from helixnet.sim.samples import Sampler
 from helixnet.sim.solving import planner
 from helixnet.sim.swarm import SimConfig, Solving, Swarm
 from helixnet.sim.tally import RequestTally, Tally
@@ -26,6 +27,8 @@ REST_S = 30.0
 """How much longer than its idle sessions a swarm may take to come to rest."""
 SETTLE_S = 120.0
 """A plan must be active within this, or the simulation says why there is none."""
+WARM_S, WARM_SHARE = 60.0, 0.25
+"""Reports leave out so much of the load's beginning, in which the swarm fills up; of a short one only this share."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +79,7 @@ class Simulation:
         self.swarm = Swarm(self.engine, setup.world, setup.config, solving)
         self.swarm.on_event = self._happened
         self.clients = [Client(n, self.swarm, self.tally, setup.request) for n in range(setup.load.clients)]
+        self.sampler = Sampler(self.swarm, self.tally, self.in_flight)
         self.began_at = 0.0
         self._lengths_rng = random.Random(f"lengths {setup.seed}")
         self._next_client = 0
@@ -85,6 +89,15 @@ class Simulation:
     def ends_at(self) -> float:
         """When the load ends."""
         return self.began_at + self.setup.seconds
+
+    @property
+    def warm_s(self) -> float:
+        """How much of the load's beginning reports leave out."""
+        return min(WARM_S, WARM_SHARE * self.setup.seconds)
+
+    def in_flight(self) -> int:
+        """Requests that were asked and have not ended."""
+        return sum(len(client.running) for client in self.clients)
 
     def run(self, progress: Callable[[float], None] | None = None) -> Tally:
         """Let it happen; `progress` hears the share of simulated time that is over.
@@ -98,6 +111,7 @@ class Simulation:
         self.began_at = self.engine.now
         self.mark("load begins")
         self._begin_load()
+        self.sampler.begin(self.began_at + self.warm_s, self.ends_at)
         while self.engine.now < self.ends_at:
             self.engine.run(min(self.ends_at, self.engine.now + max(1.0, self.setup.seconds / 200)))
             if progress is not None:

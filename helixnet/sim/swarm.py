@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from helixnet.core.machine import (
+    NEVER,
     BatchDone,
     DropLayers,
     Dropped,
@@ -72,6 +73,8 @@ class SimPeer:
     watch: PeerWatch
     clock_offset_s: float = 0.0
     clock_rate: float = 1.0
+    joined_at: float = 0.0
+    left_at: float = NEVER
     talked: dict[PeerId, None] = field(default_factory=dict)
     """Who has a channel with it, in order of first contact."""
     sent_bytes: int = 0
@@ -123,7 +126,7 @@ class Swarm:
         )
         peer = Peer(facts, self.config.peer, self.engine.now)
         peer.addresses = (f"/sim/{name}",)
-        one = SimPeer(peer, device, PeerWatch(peer))
+        one = SimPeer(peer, device, PeerWatch(peer), joined_at=self.engine.now)
         self.peers[name] = one
         self.engine.note(f"join {name}")
         self.engine.after(self.engine.rng.uniform(0, 0.2), self._tick, name)
@@ -164,6 +167,7 @@ class Swarm:
 
     def _remove(self, name: PeerId, how: str) -> SimPeer:
         one = self.gone[name] = self.peers.pop(name)
+        one.left_at = self.engine.now
         self.engine.note(f"{how} {name}")
         return one
 
