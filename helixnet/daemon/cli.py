@@ -13,6 +13,7 @@ from helixnet.daemon.generate_command import add_chat_parser, add_generate_parse
 from helixnet.daemon.models_command import add_models_parser
 from helixnet.daemon.peer_command import add_peer_parser
 from helixnet.daemon.plan_command import add_plan_parser
+from helixnet.daemon.sim_command import add_sim_parser
 from helixnet.daemon.status_command import add_status_parser
 from helixnet.daemon.up_command import add_up_parser
 
@@ -25,6 +26,7 @@ lend this machine to a swarm:
 
 plan a swarm before there is one:
   helixnet plan examples/office-and-home.toml --html plan.html
+  helixnet sim --cluster examples/office-and-home.toml --load 2rps     what it would serve, minute by minute
 
 Settings can also come from ~/.config/helixnet/config.toml or HELIXNET_* variables (HELIXNET_MEMORY=6GB).
 HELIXNET_HOME holds identities and logs, HELIXNET_CACHE models. HELIXNET_DEBUG=1 adds tracebacks to errors."""
@@ -52,6 +54,7 @@ def make_parser() -> Parser:
     add_peer_parser(commands)
     add_models_parser(commands)
     add_plan_parser(commands)
+    add_sim_parser(commands)
     add_doctor_parser(commands)
     return parser
 

@@ -59,8 +59,9 @@ def page(report: PlanReport, change: Change | None) -> str:
 
 def drawing(report: PlanReport) -> str:
     """Only the drawing, as an SVG file of its own."""
-    svg = _Drawing(report).svg()
-    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f"><style>{STYLE}</style>", 1)
+    opening, rest = _Drawing(report).svg().split(">", 1)
+    place = 'xmlns="http://www.w3.org/2000/svg" font-family="system-ui, DejaVu Sans, sans-serif"'
+    return f"{opening} {place}><style>{STYLE}</style>{rest}"
 
 
 class _Drawing:

@@ -1,4 +1,7 @@
-"""The plan that a simulation ended with, as the picture that `helixnet plan` draws; bars are as busy as simulated."""
+"""The plan that a simulation ended with, as the picture that `helixnet plan` draws.
+
+The strongly coloured part of a bar is the simulated load of its device.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,9 @@ def flow_picture(simulation: Simulation, report: Report, regions: dict[PeerId, s
         return None
     flows = plan.placement.flows
     spans = {assigned.peer: assigned.span for assigned in plan.placement.assignments}
-    busy = {use.peer: use.busy for use in report.peers}
+    loads = {use.peer: use.load for use in report.peers}
     told = plan.placement.prediction
-    peers = [_peer(peer, span, flows, (simulation, busy, regions)) for peer, span in spans.items()]
+    peers = [_peer(peer, span, flows, (simulation, loads, regions)) for peer, span in spans.items()]
     edges = [_edge(flow, spans) for flow in flows]
     shown = PlanReport(
         model=report.model,
@@ -50,10 +53,10 @@ Looks = tuple[Simulation, dict[PeerId, float], dict[PeerId, str] | None]
 
 
 def _peer(peer: PeerId, span: Span, flows: tuple[Flow, ...], looks: Looks) -> PeerLine:
-    simulation, busy, regions = looks
+    simulation, loads, regions = looks
     machine = machine_of(peer)
     capability = simulation.setup.world.machines[machine]
-    share = busy.get(peer, 0.0)
+    share = loads.get(peer, 0.0)
     return PeerLine(
         name=peer,
         region=regions[machine] if regions is not None else machine.rpartition("-")[0] or "machines",

@@ -22,7 +22,7 @@ def lines(report: Report, wall_s: float) -> list[str]:
         "KV memory": f"{percent(report.kv)} reserved on average, {percent(report.kv_max)} at most",
         "changes": f"{many(report.plans, 'new plan')}, {many(report.coordinators, 'new coordinator')}, "
         f"{amount(report.retries)} retries; control traffic {size(report.control_bytes_per_s, 'B/s')} of a peer",
-        "requests": f"{amount(report.asked)} asked, {amount(report.lost)} lost, {report.tokens_wrong} with wrong tokens",
+        "requests": f"{amount(report.asked)} asked, {amount(report.lost)} lost; {report.tokens_wrong} answers wrong",
         "simulated": f"{amount(report.events)} events in {seconds(wall_s)} "
         f"({amount(report.events / max(wall_s, 1e-9))}/s), digest {report.digest}",
     }

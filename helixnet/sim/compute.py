@@ -134,7 +134,9 @@ class Device:
         """Everything takes so many times as long as the capability says."""
         self.busy_s = 0.0
         self.layer_tokens = 0
-        """Tokens times layers that were run."""
+        """Tokens times layers that were run, ..."""
+        self.decode_layer_tokens = 0
+        """... and of these the decode steps."""
         self._manifest = manifest
         self._timing = timing
         self._load_bytes_per_s = load_bytes_per_s
@@ -215,6 +217,7 @@ class Device:
             broken(f"session {work.session}: position {work.position} where {kv.filled} of {kv.tokens_max} was due")
         kv.filled += tokens
         self.layer_tokens += tokens * len(layers)
+        self.decode_layer_tokens += work.decode * len(layers)
         if work.token_ids is not None:
             for token in work.token_ids:
                 kv.state = absorb(kv.state, token)

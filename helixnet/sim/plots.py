@@ -47,10 +47,10 @@ DPI = 110
 WIDTH = 10.0
 """Inches."""
 LANES = (
-    ("plan active", GREEN, (PLAN_ACTIVE,)),
+    ("new plan", GREEN, (PLAN_ACTIVE,)),
     ("coordinator", PURPLE, (COORDINATOR_CHANGED, Kind.COORDINATOR)),
-    ("comes", BLUE, (Kind.JOIN, Kind.LIE)),
-    ("goes", RED, (Kind.CRASH, Kind.VANISH, Kind.LEAVE)),
+    ("joined", BLUE, (Kind.JOIN, Kind.LIE)),
+    ("left or died", RED, (Kind.CRASH, Kind.VANISH, Kind.LEAVE)),
     ("disturbed", ORANGE, (Kind.SLOW, Kind.THIN, Kind.FLAP, Kind.PARTITION, Kind.SKEW)),
 )
 """Rows of marks below the throughput: what, its colour, and how the marks begin."""
@@ -107,7 +107,7 @@ def throughput(report: Report) -> Figure:
     """Tokens/s over time, what happened meanwhile, and requests in flight, KV and peers below."""
     shown = [mark for mark in report.marks if 0 <= mark.at_s <= report.seconds]
     lanes = [lane for lane in LANES if any(mark.what.startswith(lane[2]) for mark in shown)]
-    rows = ["in flight", "KV reserved"]
+    rows = ["prompts", "in flight", "KV reserved"]
     rows += ["peers"] if len({column.peers for column in report.over_time}) > 1 else []
     heights = [3.0, max(0.1, LANE_INCHES * len(lanes)), *[0.9] * len(rows)]
     served = f"{digits(report.tokens_per_s)} decode tokens/s"
@@ -119,6 +119,7 @@ def throughput(report: Report) -> Figure:
     _lanes(axes[1], axes[0], msgspec.structs.replace(report, marks=tuple(shown)), lanes, unit_s)
     edges = _edges(report, unit_s)
     curves = {
+        "prompts": ([column.prompt_tokens_per_s for column in report.over_time], "prompt\ntokens/s", ORANGE),
         "in flight": ([float(column.in_flight) for column in report.over_time], "requests\nin flight", BLUE),
         "KV reserved": ([100 * column.kv for column in report.over_time], "KV pages\nreserved, %", PURPLE),
         "peers": ([float(column.peers) for column in report.over_time], "peers", GREEN),
@@ -129,6 +130,7 @@ def throughput(report: Report) -> Figure:
         axis.set_ylabel(label, fontsize=9)
         axis.set_ylim(0, 1.12 * max([1.0, *values]))
         axis.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+        axis.yaxis.set_major_formatter(FuncFormatter(_amount))
     axes[-1].set_xlabel(f"{unit} since the load began")
     axes[-1].set_xlim(0, report.seconds / unit_s)
     figure.align_ylabels(axes)
@@ -140,18 +142,16 @@ def _served(axis: Axes, report: Report, unit_s: float) -> None:
     decoded = [column.tokens_per_s for column in report.over_time]
     axis.axvspan(0, report.warm_s / unit_s, color=SHADE, zorder=0, label="warm-up, not counted")
     axis.stairs(decoded, edges, fill=True, color=BLUE, alpha=0.18)
-    axis.stairs(decoded, edges, color=BLUE, linewidth=1.8, baseline=None, label="decode tokens/s")
-    prompts = [column.prompt_tokens_per_s for column in report.over_time]
-    axis.stairs(prompts, edges, color=ORANGE, linewidth=1.0, baseline=None, label="prompt tokens/s")
-    most = max([1.0, *decoded, *prompts])
+    axis.stairs(decoded, edges, color=BLUE, linewidth=1.8, baseline=None, label="simulated")
+    most = max([1.0, *decoded])
     predicted = [column.predicted_tokens_per_s for column in report.over_time]
     if 0 < max(predicted, default=0.0) <= PREDICTED_MAX * most:
         held = [value or math.nan for value in predicted]  # while a plan gives way to the next, none is active
-        words = "decode, planned at most"
+        words = "planned at most"
         axis.stairs(held, edges, color=DIM, linewidth=1.3, linestyle="--", baseline=None, label=words)
         most = max(most, *predicted)
     axis.set_ylim(0, 1.06 * most)
-    axis.set_ylabel("tokens/s")
+    axis.set_ylabel("decode tokens/s")
     axis.yaxis.set_major_formatter(FuncFormatter(_amount))
     axis.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=4, borderaxespad=0.2, handlelength=1.6)
 
@@ -327,35 +327,22 @@ def utilisation(report: Report) -> Figure:
     for axis in axes:
         axis.grid(visible=False, axis="y")
     axes[1].set_xlim(0, max(LINES_SCALE_MIN, min(100.0, 110 * max((line.busy for line in lines), default=0.0))))
-    figure.legend(loc="outside lower left", ncols=3)
+    figure.legend(loc="outside lower left", ncols=2)
     return figure
 
 
 def _peer_bars(axis: Axes, report: Report) -> None:
-    peers = sorted(report.peers, key=lambda peer: (-peer.busy, peer.peer))
-    rows = range(len(peers))
-    axis.barh(
-        [row - 0.2 for row in rows], [100 * one.busy for one in peers], height=0.38, color=BLUE, label="device busy"
+    peers = sorted(report.peers, key=lambda peer: (-peer.load, peer.peer))
+    upper, lower = [row - 0.2 for row in range(len(peers))], [row + 0.2 for row in range(len(peers))]
+    bars: tuple[tuple[str, list[float], list[float], str, float], ...] = (
+        ("device busy, in batches of any size", upper, [100 * one.busy for one in peers], BLUE, 0.25),
+        ("device loaded: the same work in its best batches", upper, [100 * one.load for one in peers], BLUE, 1.0),
+        ("KV pages reserved at most", lower, [100 * one.kv_max for one in peers], PURPLE, 0.25),
+        ("KV pages reserved on average", lower, [100 * one.kv for one in peers], PURPLE, 1.0),
     )
-    axis.barh(
-        [row + 0.2 for row in rows],
-        [100 * one.kv for one in peers],
-        height=0.38,
-        color=PURPLE,
-        alpha=0.75,
-        label="KV pages reserved, mean",
-    )
-    axis.plot(
-        [100 * one.kv_max for one in peers],
-        [row + 0.2 for row in rows],
-        linestyle="none",
-        marker="|",
-        markersize=9,
-        markeredgewidth=1.8,
-        color=PURPLE,
-        label="KV, most",
-    )
-    axis.set_yticks(list(rows), [f"{one.peer}  {one.device}" for one in peers], fontsize=9)
+    for label, rows, shares, colour, alpha in bars:
+        axis.barh(rows, shares, height=0.36, color=colour, alpha=alpha, linewidth=0, label=label)
+    axis.set_yticks(range(len(peers)), [f"{one.peer}  {one.device}" for one in peers], fontsize=9)
     axis.invert_yaxis()
     axis.set_xlim(0, 101)
     axis.set_xlabel("% of the time, or of the pages")
@@ -365,8 +352,9 @@ def _peer_bars(axis: Axes, report: Report) -> None:
 def _peer_curves(axis: Axes, report: Report) -> None:
     """Too many for bars: the shares of all peers, each sorted by itself."""
     for values, colour, label in (
-        ([one.busy for one in report.peers], BLUE, "device busy"),
-        ([one.kv for one in report.peers], PURPLE, "KV pages reserved, mean"),
+        ([one.busy for one in report.peers], DIM, "device busy, in batches of any size"),
+        ([one.load for one in report.peers], BLUE, "device loaded: the same work in its best batches"),
+        ([one.kv for one in report.peers], PURPLE, "KV pages reserved on average"),
     ):
         axis.plot([100 * value for value in sorted(values, reverse=True)], color=colour, label=label)
     axis.set_xlim(0, len(report.peers) - 1)
@@ -396,7 +384,7 @@ def sweep(reports: Sequence[Report]) -> Figure:
     tokens.set_title("decode tokens/s\nat clients")
     predicted = [report.prediction.tokens_per_s if report.prediction else 0.0 for report in ordered]
     if 0 < max(predicted) <= PREDICTED_MAX * max(report.tokens_per_s for report in ordered):
-        tokens.plot(load, predicted, color=DIM, linestyle="--", linewidth=1.3, label="the plan's, when saturated")
+        tokens.plot(load, predicted, color=DIM, linestyle="--", linewidth=1.3, label="planned at most")
     for quantile, style in (("p50", "--"), ("p95", "-")):
         there = [(x, getattr(report.ttft, quantile)) for x, report in zip(load, ordered, strict=True) if report.ttft]
         label = f"TTFT {quantile}"

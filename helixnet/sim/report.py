@@ -15,11 +15,14 @@ import msgspec
 import numpy as np
 
 from helixnet.core.plan.plan import Prediction
+from helixnet.core.stage.batch import DECODE_BATCH_MAX, PREFILL_BUDGET_TOKENS
 from helixnet.core.types import PeerId, Span
+from helixnet.planner.problem import seconds_at
 from helixnet.sim.samples import Kv, Sampler
 from helixnet.sim.simulation import Simulation
 from helixnet.sim.swarm import SimPeer
 from helixnet.sim.tally import RequestTally
+from helixnet.sim.world import machine_of
 
 LINES_MAX = 20
 """The busiest lines are named, no more ..."""
@@ -27,8 +30,10 @@ LOSSES_MAX = 10
 """... and so many reasons for losses."""
 PERCENTS = (*range(100), 99.5, 99.9, 100)
 """At which a spread keeps its quantiles, for curves."""
-LIMITING = 0.85
-"""Who is busy for so large a share, or so full, is what limits; queues grow long before 1."""
+LIMITING = 0.8
+"""Who is loaded so far, or so full, is what limits; queues grow long before 1."""
+PROMPT_TOKENS = (16, 64, PREFILL_BUDGET_TOKENS)
+"""Of a batch, at which it is looked where prompts go quickest."""
 PLAN_ACTIVE, COORDINATOR_CHANGED = "plan.active", "coordinator.changed"
 LOAD_BEGINS, LOAD_ENDS = "load begins", "load ends"
 
@@ -67,7 +72,9 @@ class PeerUse(msgspec.Struct, frozen=True, kw_only=True):
     """In the last plan."""
     present_s: float
     busy: float
-    """Share of the time in which its device computed."""
+    """Share of the time in which its device computed, be it in small batches."""
+    load: float
+    """Share of the time that the same work takes in the batches that its device is best at."""
     kv: float
     """Share of its KV pages that were reserved, on average."""
     kv_max: float
@@ -200,7 +207,7 @@ def report(simulation: Simulation, name: str, limits: Limits | None = None) -> R
     counted_s = closed.at - opened.at
     asked = [one for one in tally.requests if opened.at <= one.asked_at < closed.at]
     good = sum(kept.kept(one) for one in asked)
-    peers, lines = _peer_uses(sampler), _line_uses(simulation)
+    peers, lines = _peer_uses(simulation), _line_uses(simulation)
     counted = [one for one in sampler.samples if one.at >= opened.at and one.kv_capacity]
     kv = [one.kv_used / one.kv_capacity for one in counted]
     ended = len(tally.requests)
@@ -262,17 +269,21 @@ def spread(values: Sequence[float]) -> Spread | None:
 
 
 def limited_by(peers: Sequence[PeerUse], lines: Sequence[LineUse], in_flight: int, kept_up: bool) -> str:
-    """Why no more was served, in words."""
-    loads = [(one.busy, f"compute of {one.peer}") for one in peers]
-    loads += [(one.kv, f"KV memory of {one.peer}") for one in peers]
-    loads += [(min(1.0, one.busy), one.line) for one in lines]
-    share, what = max(loads, key=lambda load: load[0], default=(0.0, "nobody"))
-    words = f"{what}, {100 * share:.0f} % {'full' if what.startswith('KV') else 'busy'}"
-    if in_flight:
-        return words if share >= LIMITING else f"how many requests are in flight (most loaded: {words})"
-    if kept_up:
-        return f"only what was asked for: the swarm kept up (most loaded: {words})"
-    return words if share >= LIMITING else f"no single peer or link (most loaded: {words})"
+    """Why no more was served, in words.
+
+    Devices are judged by their load: they batch whatever is there, so that few requests keep them busy too.
+    """
+    loads = [(one.load, f"compute of {one.peer}", "loaded") for one in peers]
+    loads += [(one.kv, f"KV memory of {one.peer}", "full") for one in peers]
+    loads += [(min(1.0, one.busy), one.line, "busy") for one in lines]
+    share, what, how = max(loads, key=lambda load: load[0], default=(0.0, "nobody", "loaded"))
+    words = f"{what}, {100 * share:.0f} % {how}"
+    if kept_up and not in_flight:
+        return f"only what was asked for: the swarm kept up (closest to a limit: {words})"
+    if share >= LIMITING:
+        return words
+    whole = "how many requests are in flight" if in_flight else "no single peer or link"
+    return f"{whole} (closest to a limit: {words})"
 
 
 def _has_kept_up(sampler: Sampler, asked: int) -> bool:
@@ -296,16 +307,17 @@ def _mean_control(peers: Sequence[PeerUse]) -> float:
     return sum(one.control_bytes_per_s * one.present_s for one in peers) / there_s if there_s else 0.0
 
 
-def _peer_uses(sampler: Sampler) -> tuple[PeerUse, ...]:
-    uses = []
+def _peer_uses(simulation: Simulation) -> tuple[PeerUse, ...]:
+    sampler, uses = simulation.sampler, []
     for name, one in sampler.everybody().items():
         present_s = min(one.left_at, sampler.closed.at) - max(one.joined_at, sampler.opened.at)
         if present_s > 0:
-            uses.append(_peer_use(name, one, present_s, sampler))
+            uses.append(_peer_use(name, one, present_s, simulation))
     return tuple(uses)
 
 
-def _peer_use(name: PeerId, one: SimPeer, present_s: float, sampler: Sampler) -> PeerUse:
+def _peer_use(name: PeerId, one: SimPeer, present_s: float, simulation: Simulation) -> PeerUse:
+    sampler = simulation.sampler
     opened, closed, kv = sampler.opened, sampler.closed, sampler.kv.get(name, Kv())
     busy_s = closed.busy_s.get(name, 0.0) - opened.busy_s.get(name, 0.0)
     control = closed.control_bytes.get(name, 0) - opened.control_bytes.get(name, 0)
@@ -315,10 +327,22 @@ def _peer_use(name: PeerId, one: SimPeer, present_s: float, sampler: Sampler) ->
         span=sampler.plan.span_of(name) if sampler.plan is not None else None,
         present_s=present_s,
         busy=min(1.0, busy_s / present_s),
+        load=min(1.0, _least_s(name, simulation) / present_s),
         kv=kv.share,
         kv_max=kv.share_max,
         control_bytes_per_s=control / present_s,
     )
+
+
+def _least_s(name: PeerId, simulation: Simulation) -> float:
+    """What a peer ran in the counted time would have taken so long in its device's best batches."""
+    sampler, truth = simulation.sampler, simulation.setup.world.machines[machine_of(name)]
+    before, after = (totals.layer_tokens.get(name, (0, 0)) for totals in (sampler.opened, sampler.closed))
+    decoded = after[1] - before[1]
+    prompts = after[0] - before[0] - decoded
+    decode_s = min(seconds_at(truth.decode, count) / count for count in range(1, DECODE_BATCH_MAX + 1))
+    prefill_s = min(seconds_at(truth.prefill, count) / count for count in PROMPT_TOKENS)
+    return decoded * decode_s + prompts * prefill_s
 
 
 def _line_uses(simulation: Simulation) -> tuple[LineUse, ...]:

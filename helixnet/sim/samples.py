@@ -65,6 +65,8 @@ class Totals:
     gaps: int = 0
     in_flight: int = 0
     busy_s: dict[PeerId, float] = field(default_factory=dict)
+    layer_tokens: dict[PeerId, tuple[int, int]] = field(default_factory=dict)
+    """All of them, and those decoded."""
     control_bytes: dict[PeerId, int] = field(default_factory=dict)
     lines: dict[Hashable, tuple[float, int]] = field(default_factory=dict)
     """Seconds busy and bytes."""
@@ -119,6 +121,9 @@ class Sampler:
             gaps=len(self._tally.gaps_s),
             in_flight=self._in_flight(),
             busy_s={name: one.device.busy_s for name, one in peers.items()},
+            layer_tokens={
+                name: (one.device.layer_tokens, one.device.decode_layer_tokens) for name, one in peers.items()
+            },
             control_bytes={name: one.control_bytes for name, one in peers.items()},
             lines={name: (line.busy_s, line.bytes) for name, line in self._swarm.network.lines.items()},
         )

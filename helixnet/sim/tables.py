@@ -158,17 +158,17 @@ def _changes(report: Report) -> list[tuple[str, object]]:
 
 
 def _peers(report: Report) -> str:
-    busiest = sorted(report.peers, key=lambda peer: (-peer.busy, peer.peer))[:PEER_ROWS_MAX]
+    busiest = sorted(report.peers, key=lambda peer: (-peer.load, peer.peer))[:PEER_ROWS_MAX]
     rest = len(report.peers) - len(busiest)
     rows = [_peer(peer) for peer in busiest]
-    more = f"\nand {rest} more that were less busy.\n" if rest else ""
-    headings = ("peer", "device", "layers", "busy", "KV mean", "KV most", "control KB/s", "there s")
+    more = f"\nand {rest} more that were less loaded.\n" if rest else ""
+    headings = ("peer", "device", "layers", "load", "busy", "KV mean", "KV most", "control KB/s", "there s")
     return f"## Peers\n\n{table(headings, rows)}{more}"
 
 
 def _peer(peer: PeerUse) -> tuple[str, ...]:
     layers = f"{peer.span.start}-{peer.span.stop - 1}" if peer.span else "-"
-    loads = (share(peer.busy), share(peer.kv), share(peer.kv_max))
+    loads = (share(peer.load), share(peer.busy), share(peer.kv), share(peer.kv_max))
     return (peer.peer, peer.device, layers, *loads, digits(peer.control_bytes_per_s / 1e3), digits(peer.present_s))
 
 
