@@ -187,6 +187,7 @@ def _setup(arguments: argparse.Namespace, load: LoadOption) -> tuple[str, Setup,
 
     Raises:
         UsageError: there is no such scenario; the cluster file says something that cannot be.
+        CapacityError: its machines cannot hold the model.
     """
     from helixnet.sim.scenarios import SCENARIOS, Options, of_cluster
 
@@ -197,9 +198,11 @@ def _setup(arguments: argparse.Namespace, load: LoadOption) -> tuple[str, Setup,
     if arguments.cluster is not None:
         from helixnet.daemon.plan_command import read_file
         from helixnet.planner.cluster import build
+        from helixnet.planner.problem import from_snapshot, require_room
 
         path = Path(arguments.cluster)
         cluster = build(read_file(path))
+        require_room(from_snapshot(cluster.snapshot, cluster.workload))
         return path.stem, of_cluster(cluster.snapshot, cluster.workload, options), cluster.regions
     scenario = SCENARIOS.get(arguments.scenario)
     if scenario is None:

@@ -187,7 +187,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def offered(self) -> str:
         """The load in words."""
-        return f"{self.per_s:g} requests/s" if self.per_s else f"{self.in_flight} requests in flight"
+        count, where = (self.per_s, "/s") if self.per_s else (self.in_flight, " in flight")
+        return f"{count:g} request{'' if count == 1 else 's'}{where}"
 
     def to_json(self) -> bytes:
         """As one JSON object."""

@@ -203,7 +203,7 @@ def test_several_loads_are_a_sweep(
     answer = said(capsys, "small", "--load", "0.5rps,1rps", "--report", str(tmp_path))
     assert [one["per_s"] for one in answer["sweep"]] == [0.5, 1.0]
     assert {path.name for path in tmp_path.iterdir()} == {"report.md", "report.json", "load-0.5rps", "load-1rps"}
-    assert "| 1 requests/s |" in (tmp_path / "report.md").read_text()
+    assert "| 1 request/s |" in (tmp_path / "report.md").read_text()
     assert "--load 1rps" in (tmp_path / "load-1rps" / "report.md").read_text()
 
 
@@ -216,6 +216,15 @@ def test_machines_of_a_cluster_file_are_simulated_with_its_typical_request(
     assert (answer["name"], answer["model"], answer["machines"]) == ("mine", "tiny", 2)
     assert {one["peer"] for one in answer["peers"]} == {"a-1", "a-2"}
     assert answer["in_flight"] == 2 and answer["lost"] == 0
+
+
+def test_machines_that_cannot_hold_the_model_are_not_simulated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(CLUSTER.replace("memory_gb = 3", "memory_gb = 1"))
+    assert main(["sim", "--cluster", str(path)]) == 4
+    assert "missing" in capsys.readouterr().err
 
 
 def test_fuzz_plays_so_many_stories(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-PINNED_EXTRAS = ("peer", "gateway", "dev")
+PINNED_EXTRAS = ("peer", "gateway", "sim", "dev")
 
 
 def declared() -> list[Requirement]:
