@@ -187,7 +187,6 @@ def _setup(arguments: argparse.Namespace, load: LoadOption) -> tuple[str, Setup,
 
     Raises:
         UsageError: there is no such scenario; the cluster file says something that cannot be.
-        CapacityError: its machines cannot hold the model.
     """
     from helixnet.sim.scenarios import SCENARIOS, Options, of_cluster
 
@@ -198,16 +197,28 @@ def _setup(arguments: argparse.Namespace, load: LoadOption) -> tuple[str, Setup,
     if arguments.cluster is not None:
         from helixnet.daemon.plan_command import read_file
         from helixnet.planner.cluster import build
-        from helixnet.planner.problem import from_snapshot, require_room
 
         path = Path(arguments.cluster)
         cluster = build(read_file(path))
-        require_room(from_snapshot(cluster.snapshot, cluster.workload))
         return path.stem, of_cluster(cluster.snapshot, cluster.workload, options), cluster.regions
     scenario = SCENARIOS.get(arguments.scenario)
     if scenario is None:
         raise UsageError(_no_scenario(arguments.scenario, list(SCENARIOS)))
     return scenario.name, scenario.build(options), None
+
+
+def _require_room(setup: Setup) -> None:
+    """Nothing, if the machines can hold the model; a swarm that cannot would wait for hours of virtual time.
+
+    Raises:
+        CapacityError: they cannot.
+    """
+    from helixnet.core.plan.snapshot import PeerView, Snapshot
+    from helixnet.planner.problem import from_snapshot, require_room
+
+    machines = setup.world.machines
+    views = tuple(PeerView(peer=peer, capability=machines[peer]) for peer in sorted(setup.peers))
+    require_room(from_snapshot(Snapshot(manifest=setup.world.manifest, peers=views)))
 
 
 def _no_scenario(asked: str | None, names: list[str]) -> str:
@@ -262,6 +273,7 @@ def _run(arguments: argparse.Namespace, load: LoadOption) -> Run | None:
     from helixnet.sim.simulation import Simulation
 
     name, setup, regions = _setup(arguments, load)
+    _require_room(setup)
     simulation = Simulation(setup)
     command = _command(arguments, load.text)
     began = time.perf_counter()

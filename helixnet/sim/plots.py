@@ -52,8 +52,9 @@ LANES = (
     ("joined", BLUE, (Kind.JOIN, Kind.LIE)),
     ("left or died", RED, (Kind.CRASH, Kind.VANISH, Kind.LEAVE)),
     ("disturbed", ORANGE, (Kind.SLOW, Kind.THIN, Kind.FLAP, Kind.PARTITION, Kind.SKEW)),
+    ("crowd", INK, tuple("123456789")),
 )
-"""Rows of marks below the throughput: what, its colour, and how the marks begin."""
+"""Rows of marks below the throughput: what, its colour, and how the marks begin (a crowd with how many it is)."""
 LANE_INCHES = 0.26
 THROUGH_MAX = 24
 """Up to so many marks are also drawn through the curve above them."""
@@ -70,6 +71,8 @@ MINUTES_FROM_S, HOURS_FROM_S = 300.0, 7200.0
 """Axes over time count in minutes from here on, in hours from there on."""
 LOG_FROM = 10.0
 """Times that differ by more than this factor get a logarithmic axis."""
+LEFT_SHARE = 0.4
+"""Points further left than this share of the axis have no room for words on their left."""
 LIMIT_SHOWN = 4.0
 """A limit above so many times the longest times is not drawn."""
 
@@ -173,9 +176,9 @@ def _lanes(
         if not few:
             continue
         above.vlines(at, 0, 1, color=colour, linewidth=0.9, alpha=0.55, transform=above.get_xaxis_transform())
-        free_from = 0.0
-        for mark in marks:
-            free_from = _mark(axis, mark, row, (colour, unit_s, report.seconds, free_from))
+        stops = [mark.at_s for mark in marks[1:]] + [report.seconds]
+        for mark, stop_s in zip(marks, stops, strict=True):
+            _mark(axis, mark, row, (colour, unit_s, report.seconds, stop_s))
     axis.set_yticks(range(len(lanes)), names, fontsize=9)
     for label, lane in zip(axis.get_yticklabels(), lanes, strict=True):
         label.set_color(lane[1])
@@ -199,21 +202,16 @@ def _crowd(axis: Axes, at: Sequence[float], row: int, scale: tuple[float, str]) 
     axis.bar(lefts, [-height for height in heights], width=width, bottom=row + 0.4, align="edge", color=colour)
 
 
-def _mark(axis: Axes, mark: MarkAt, row: int, scale: tuple[str, float, float, float]) -> float:
-    """How long it lasts, and who it was if the words have room. Returns where the next words may begin."""
-    colour, unit_s, seconds, free_from = scale
+def _mark(axis: Axes, mark: MarkAt, row: int, scale: tuple[str, float, float, float]) -> None:
+    """How long it lasts, and who it was if the words have room before the next mark."""
+    colour, unit_s, seconds, free_until_s = scale
     lasts = re.search(r"for ([\d.e+]+) s", mark.what)
     if lasts:
         stop = min(seconds, mark.at_s + float(lasts[1]))
         axis.barh(row, (stop - mark.at_s) / unit_s, left=mark.at_s / unit_s, height=0.76, color=colour, alpha=0.25)
-    words = mark.what.removeprefix(f"{PLAN_ACTIVE} ").removeprefix(f"{COORDINATOR_CHANGED} ")
-    if mark.what.startswith(PLAN_ACTIVE):
-        words = ""
-    at, room = mark.at_s / seconds, CHAR_SHARE * len(words)
-    if at < free_from or at + room > 1.0:
-        return free_from
-    axis.text((mark.at_s + 0.004 * seconds) / unit_s, row, words, color=colour, fontsize=8, va="center_baseline")
-    return at + room + 0.01
+    words = mark.what.removeprefix(f"{COORDINATOR_CHANGED} ")
+    if not mark.what.startswith(PLAN_ACTIVE) and CHAR_SHARE * len(words) < (free_until_s - mark.at_s) / seconds:
+        axis.text((mark.at_s + 0.004 * seconds) / unit_s, row, words, color=colour, fontsize=8, va="center_baseline")
 
 
 def _edges(report: Report, unit_s: float) -> list[float]:
@@ -276,13 +274,16 @@ def _curve(axis: Axes, spread: Spread, limit_s: float, alone_s: float) -> dict[s
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _seconds(value)))
     for percent, value in ((50, spread.p50), (95, spread.p95)):
         axis.plot([value], [percent], marker="o", markersize=4.5, color=BLUE)
-        # A rising curve leaves room below its right and above its left.
+        # A rising curve leaves room below its right and above its left, if the axis does.
+        below = (
+            percent == 50 or axis.transAxes.inverted().transform(axis.transData.transform((value, 0)))[0] < LEFT_SHARE
+        )
         axis.annotate(
             f"p{percent}  {_seconds(value)}",
             (value, percent),
-            xytext=(7, -11) if percent == 50 else (-7, 1),
+            xytext=(7, -11) if below else (-7, 1),
             textcoords="offset points",
-            ha="left" if percent == 50 else "right",
+            ha="left" if below else "right",
             fontsize=9,
             bbox={"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
         )

@@ -84,7 +84,7 @@ def test_a_peer_is_judged_while_it_is_there(told: Report) -> None:
     assert there[VICTIM] == pytest.approx(CRASH_S - WARM_S)
     assert there[PeerId("m0+1")] == pytest.approx(SECONDS - JOIN_S)
     others = [there[one.peer] for one in told.peers if not one.peer.startswith(VICTIM)]
-    assert others == pytest.approx([SECONDS - WARM_S] * 4)
+    assert others == pytest.approx([SECONDS - WARM_S] * len(others)) and others
 
 
 def test_a_device_is_busy_for_at_least_as_long_as_its_best_batches_take(told: Report) -> None:
