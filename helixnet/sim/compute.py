@@ -124,6 +124,8 @@ class _Kv:
     tokens_max: int
     filled: int = 0
     state: int = 0
+    checked_at: int = -1
+    """How often layers had come or gone when this session's were last seen to be loaded."""
 
 
 class Device:
@@ -141,6 +143,7 @@ class Device:
         self._timing = timing
         self._load_bytes_per_s = load_bytes_per_s
         self._loaded: set[int] = set()
+        self._moves = 0
         self._kv: dict[SessionId, _Kv] = {}
 
     # --- weights -----------------------------------------------------------------------------------
@@ -163,10 +166,12 @@ class Device:
     def load(self, span: Span) -> None:
         """The layers of the span are there now."""
         self._loaded |= set(span.layers())
+        self._moves += 1
 
     def drop(self, keep: Span | None) -> None:
         """Forget all layers outside `keep`."""
         self._loaded &= set(keep.layers()) if keep else set()
+        self._moves += 1
 
     # --- KV ----------------------------------------------------------------------------------------
 
@@ -211,8 +216,8 @@ class Device:
         if kv is None:
             return Done(session=work.session, error="the session was released")
         layers, tokens = work.layers, work.tokens
-        if kv.layers != layers or not self._loaded.issuperset(layers.layers()):
-            broken(f"session {work.session} runs {layers}, which is not what it opened or not loaded")
+        if kv.layers != layers or kv.checked_at != self._moves:
+            self._check_layers(work, kv)
         if work.position != kv.filled or kv.filled + tokens > kv.tokens_max:
             broken(f"session {work.session}: position {work.position} where {kv.filled} of {kv.tokens_max} was due")
         kv.filled += tokens
@@ -230,6 +235,12 @@ class Device:
         if work.sample is None:
             return Done(session=work.session)
         return Done(session=work.session, token_id=next_token(kv.state, self._manifest.vocab_size))
+
+    def _check_layers(self, work: Work, kv: _Kv) -> None:
+        """Once for a session, and again whenever layers have been loaded or dropped."""
+        if kv.layers != work.layers or not self._loaded.issuperset(work.layers.layers()):
+            broken(f"session {work.session} runs {work.layers}, which is not what it opened or not loaded")
+        kv.checked_at = self._moves
 
     def _check(self, work: Work, kv: _Kv) -> None:
         assert work.activation is not None, "work has either token ids or an activation"

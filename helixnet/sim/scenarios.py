@@ -26,7 +26,7 @@ LAN_LINK = Link(0.0002, 1_000 * MBIT)
 HOME_CLIENT = Link(0.015, 100 * MBIT)
 """Between a client at home and any peer: half of a round trip of 30 ms."""
 PATIENT = RequestConfig(patience_s=1_800.0, unserved_s=1_800.0, attempts_max=100_000)
-"""Requests that are always in flight wait as long as it takes: who measures saturation does not give up."""
+"""Who measures saturation, or what a swarm that comes and goes loses, waits as long as it takes."""
 CONVERSATION = Workload(prompt_tokens=763, output_tokens=232)
 """The mean request of the conversation trace."""
 CHURN_SESSION_S = 1_800.0
@@ -100,7 +100,7 @@ def churning(options: Options) -> Setup:
     machines = list(world.machines)
     rng = random.Random(f"churn {options.seed}")
     faults = tuple(churn(rng, machines[:count], machines[count:], CHURN_SESSION_S, setup.seconds))
-    return replace(setup, peers=tuple(machines[:count]), faults=faults)
+    return replace(setup, peers=tuple(machines[:count]), faults=faults, request=PATIENT)
 
 
 def flash_crowd(options: Options) -> Setup:

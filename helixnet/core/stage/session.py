@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from helixnet.core.route.pipeline import Pipeline
 from helixnet.core.sampling import Sampling
@@ -22,23 +22,17 @@ class StageSession:
     sampling: Sampling | None
     active_at: float
     next_position: int = 0
+    layers: Span = field(init=False)
+    """The layers this stage runs for the session."""
+    entry: PeerId = field(init=False)
+    """The first stage's peer."""
+    next_hop: PeerId | None = field(init=False)
+    """The next stage's peer; None at the exit."""
+    previous_hop: PeerId | None = field(init=False)
+    """The stage before; None at the entry."""
 
-    @property
-    def layers(self) -> Span:
-        """The layers this stage runs for the session."""
-        return self.pipeline[self.stage].layers
-
-    @property
-    def entry(self) -> PeerId:
-        """The first stage's peer."""
-        return self.pipeline[0].peer
-
-    @property
-    def next_hop(self) -> PeerId | None:
-        """The next stage's peer; None at the exit."""
-        return self.pipeline[self.stage + 1].peer if self.stage + 1 < len(self.pipeline) else None
-
-    @property
-    def previous_hop(self) -> PeerId | None:
-        """The stage before; None at the entry."""
-        return self.pipeline[self.stage - 1].peer if self.stage else None
+    def __post_init__(self) -> None:
+        pipeline, stage = self.pipeline, self.stage
+        self.layers, self.entry = pipeline[stage].layers, pipeline[0].peer
+        self.next_hop = pipeline[stage + 1].peer if stage + 1 < len(pipeline) else None
+        self.previous_hop = pipeline[stage - 1].peer if stage else None
