@@ -22,7 +22,7 @@ from helixnet.planner.problem import Spans
 from helixnet.sim.compute import Tables
 from helixnet.sim.paper.instance import Instance
 from helixnet.sim.scenarios import PATIENT
-from helixnet.sim.simulation import Load, Setup
+from helixnet.sim.simulation import Load, Setup, Simulation
 from helixnet.sim.swarm import SimConfig, Solving
 from helixnet.sim.world import Link, World
 
@@ -55,6 +55,46 @@ class Serving:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """What came of one run in its window, in the paper's words: decode tokens/s, seconds to and between tokens."""
+
+    decode_tokens_per_s: float
+    ttft_s: float
+    """Mean, from asking; waiting for room counts."""
+    tpot_s: float
+    stages: float
+    """Of an average request."""
+    in_flight: int
+    finished: int
+    lost: int
+    retries: int
+    seconds: float
+    """Simulated, of the window."""
+    events: int
+
+
+def serve(setup: Setup, warm_s: float) -> Served:
+    """Run a setup; what happens before `warm_s` of load does not count."""
+    simulation = Simulation(setup)
+    tally = simulation.run()
+    begins, ends = simulation.began_at + warm_s, simulation.ends_at
+    counted = [request for request in tally.requests if request.finish and begins <= request.asked_at < ends]
+    count = max(1, len(counted))
+    return Served(
+        decode_tokens_per_s=tally.decoded_between(begins, ends) / (ends - begins),
+        ttft_s=sum(request.ttft_s for request in counted) / count,
+        tpot_s=sum(request.tpot_s for request in counted) / count,
+        stages=sum(request.stages for request in counted) / count,
+        in_flight=setup.load.in_flight,
+        finished=len(counted),
+        lost=tally.lost,
+        retries=tally.retries,
+        seconds=ends - begins,
+        events=simulation.engine.events,
+    )
+
+
 def name_of(machine: int) -> PeerId:
     """What we call a machine of the paper."""
     return PeerId(f"m{machine:02d}")
@@ -75,7 +115,7 @@ def our_setup(
     world = World(
         manifest=manifest,
         machines={name_of(number): _capability(instance, spans, number, manifest) for number in held},
-        between=_between(instance),
+        between=Between(instance),
         client_link=_client_link(instance, held),
         timings={name_of(number): _tables(instance, number) for number in held},
         load_bytes_per_s=1e15,
@@ -142,10 +182,6 @@ def _capability(instance: Instance, spans: Spans, number: int, manifest: Manifes
 def _tables(instance: Instance, number: int) -> Tables:
     profile = instance.profiles[instance.kinds[number]]
     return Tables(profile.decode_s, profile.prompt_s)
-
-
-def _between(instance: Instance) -> Between:
-    return Between(instance)
 
 
 class Between:
