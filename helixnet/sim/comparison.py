@@ -21,7 +21,7 @@ from helixnet.sim.simulation import Load
 from helixnet.sim.workload import Recorded
 
 STORED = "helix-milp"
-KV_SHARE = 0.8
+KV_SHARE = 0.6
 """Requests always in flight, as a share of those that KV has room for: the authors let in as many of theirs."""
 CLIENTS = 8
 FIRST_GUESS_S = 240.0

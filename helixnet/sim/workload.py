@@ -12,9 +12,15 @@ from typing import Protocol
 
 from helixnet.core.errors import UsageError
 
-SHARES = (0.0, 0.05, 0.10, 0.25, 0.50, 0.75, 0.90, 0.95, 0.99, 1.0)
-CONVERSATION_PROMPT = (7, 181, 203, 391, 947, 1094, 1273, 1353, 1911, 2047)
-CONVERSATION_OUTPUT = (7, 52, 68, 92, 157, 397, 429, 463, 608, 1000)
+SHARES = (*(n / 20 for n in range(20)), 0.99, 1.0)
+CONVERSATION_PROMPT = (
+    *(7, 181, 203, 240, 378, 391, 397, 403, 412, 447, 947),
+    *(1004, 1029, 1050, 1072, 1094, 1121, 1161, 1273, 1353, 1911, 2047),
+)
+CONVERSATION_OUTPUT = (
+    *(7, 52, 68, 80, 87, 92, 97, 104, 115, 133, 157),
+    *(181, 217, 383, 394, 397, 407, 415, 429, 463, 608, 1000),
+)
 """Quantiles of the Azure conversation trace of 2023 as the Helix paper uses it (16 657 requests, shared/helix)."""
 CONVERSATION_CORRELATION = 0.51
 """Between prompt and answer: those who write more read more."""

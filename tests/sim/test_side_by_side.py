@@ -1,0 +1,60 @@
+"""Our protocol on the paper's machines: routed by the flows given, within the KV room given, nothing lost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from helixnet.core.types import PeerId
+from helixnet.sim.comparison import Comparison
+from helixnet.sim.side_by_side import Serving, kv_sessions, name_of, our_setup, serve
+from helixnet.sim.simulation import Load, Setup, Simulation
+from helixnet.sim.workload import Recorded
+from tests.sim.tiny_paper import KV_TOKENS, LENGTHS, SQUARE, STAGES, instance
+
+SECONDS = 60.0
+
+
+def a_setup(folder: Path, in_flight: int = 4, serving: Serving | None = None) -> Setup:
+    load = Load(lengths=Recorded(LENGTHS), in_flight=in_flight, clients=2)
+    return our_setup(instance(folder), STAGES, SQUARE, load, SECONDS, serving)
+
+
+def test_requests_follow_the_flows_of_the_plan(tmp_path: Path) -> None:
+    simulation = Simulation(a_setup(tmp_path))
+    entries: Counter[PeerId] = Counter()
+    simulation.swarm.on_event = lambda now, peer, event: None
+    tally = simulation.run()
+    for name, one in simulation.swarm.peers.items():
+        entries[name] = one.peer.stage.meter.total
+    first, second = entries[name_of(0)], entries[name_of(1)]
+    assert tally.lost == 0 and len(tally.requests) > 50
+    assert first / (first + second) == pytest.approx(0.75, abs=0.05), "30 of 40 tokens/s"
+
+
+def test_no_more_is_in_flight_than_kv_has_room_for(tmp_path: Path) -> None:
+    assert kv_sessions(instance(tmp_path), STAGES, 32.0) == pytest.approx(2 * KV_TOKENS / 32.0)
+    served = serve(a_setup(tmp_path, in_flight=60), warm_s=10.0)
+    assert served.lost == 0 and served.retries > 0, "those who find it full wait"
+
+
+def test_prompts_in_pieces_change_when_things_happen_not_what_is_said(tmp_path: Path) -> None:
+    pieces, whole = (serve(a_setup(tmp_path, serving=Serving(chunked=chunked)), 10.0) for chunked in (True, False))
+    assert pieces.lost == whole.lost == 0 and pieces.finished > 0 < whole.finished
+
+
+def test_windows_last_as_many_lives_as_asked(tmp_path: Path) -> None:
+    one = instance(tmp_path)
+    comparison = Comparison.__new__(Comparison)
+    comparison.instance, comparison._lengths, comparison._lifetimes, comparison._seed = one, LENGTHS, 3.0, 0
+    asked: list[tuple[float, float]] = []
+
+    def run(warm_s: float, seconds: float) -> object:
+        asked.append((warm_s, seconds))
+        return serve(a_setup(tmp_path), 10.0)
+
+    served = comparison._long_enough(run)  # type: ignore[arg-type]
+    life_s = served.ttft_s + sum(output for _, output in LENGTHS) / len(LENGTHS) * served.tpot_s
+    assert asked[1] == pytest.approx((life_s, 3.0 * life_s))
