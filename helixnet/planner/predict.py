@@ -74,17 +74,14 @@ def forecast(problem: Problem, spans: Spans, routing: Routing) -> Forecast:
     sessions, tightest = _sessions(problem, spans, parts)
     hops_s = _hops(problem, routing)
     decode_s = sum(part.layers * problem.peers[part.index].decode_s for part in parts)
-    prefill_s = sum(part.layers * problem.peers[part.index].prefill_s for part in parts)
-    prompt_hops_s = sum(
-        float(problem.prompt_link_s[edge]) * rate / flow for edge, rate in routing.edges.items() if OUTSIDE not in edge
-    )
     ceiling = flow / problem.flow_per_token
-    saturated = _Load(problem, parts, routing, hops_s).saturated(ceiling, sessions)
+    load = _Load(problem, parts, routing, hops_s)
+    saturated = load.saturated(ceiling, sessions)
     return Forecast(
         tokens_per_s=saturated,
         sessions=sessions,
         tightest=tightest,
-        ttft_s=prefill_s + prompt_hops_s,
+        ttft_s=load.first_token_s(),
         tpot_s=decode_s + hops_s,
         kv_limited=saturated < ceiling * KV_LIMITED,
         hops=sum(part.visits for part in parts),
@@ -164,8 +161,19 @@ class _Load:
         # One entry for each stage, then for each link: passes of a token, seconds of a piece of a prompt.
         self._passes = np.concatenate([visits, crossed])
         self._piece_s = np.concatenate([run_s, piece])
+        self._between_s = float((problem.link_s[tails, heads] * crossed).sum())
         self._pieces = self._passes * problem.chunks / problem.output_tokens
         self.met_s = 0.0
+
+    def first_token_s(self) -> float:
+        """A prompt alone: its first piece passes every stage and link, the others come behind the slowest of them."""
+        slowest_s, unseen = 0.0, 1.0
+        for index in np.argsort(-self._piece_s).tolist():
+            met = min(1.0, float(self._passes[index]))
+            slowest_s += unseen * met * float(self._piece_s[index])
+            unseen *= 1.0 - met
+        first_s = self._between_s + float((self._passes * self._piece_s).sum())
+        return first_s + (self.problem.chunks - 1.0) * slowest_s
 
     def in_flight(self, rate: float) -> float:
         """At so many decoded tokens/s: each token is at some stage or on some link."""
