@@ -20,7 +20,7 @@ from helixnet.core.plan.plan import Prediction
 from helixnet.core.types import Span
 from helixnet.planner.bounds import proven_bound
 from helixnet.planner.flow import OUTSIDE, CapacityModel, Edge, Routing, max_flow
-from helixnet.planner.problem import Problem, Spans
+from helixnet.planner.problem import Matrix, Problem, Spans
 
 BISECTIONS = 14
 """Enough for a ten-thousandth of the flow."""
@@ -72,7 +72,7 @@ def forecast(problem: Problem, spans: Spans, routing: Routing) -> Forecast:
         return NO_FORECAST
     parts = _parts(routing)
     sessions, tightest = _sessions(problem, spans, parts)
-    hops_s = _hops(problem, routing)
+    hops_s = _hops(problem, spans, routing)
     decode_s = sum(part.layers * problem.peers[part.index].decode_s for part in parts)
     ceiling = flow / problem.flow_per_token
     load = _Load(problem, parts, routing, hops_s)
@@ -135,14 +135,33 @@ def _sessions(problem: Problem, spans: Spans, parts: list[_Part]) -> tuple[float
     return float(rooms[thinnest]), tightest
 
 
-def _hops(problem: Problem, routing: Routing) -> float:
-    """Seconds that an average token spends on links: peer to peer, and from the exit back to the entry."""
-    flow = routing.tokens_per_s
-    between = sum(float(problem.link_s[edge]) * rate for edge, rate in routing.edges.items() if OUTSIDE not in edge)
-    entries = [(target, rate / flow) for (source, target), rate in routing.edges.items() if source == OUTSIDE]
-    exits = [(source, rate / flow) for (source, target), rate in routing.edges.items() if target == OUTSIDE]
-    back = sum(float(problem.link_s[leave, enter]) * a * b for leave, a in exits for enter, b in entries)
-    return between / flow + back
+def _hops(problem: Problem, spans: Spans, routing: Routing) -> float:
+    """Seconds that an average token spends on links: peer to peer, and from the exit back to the entry.
+
+    Where it came from at every peer follows from the flows: at each, routers choose without looking back.
+    """
+    entries = [target for source, target in routing.edges if source == OUTSIDE]
+    back_s = problem.link_s[:, entries]
+    came = dict[int, Matrix]()  # tokens/s at each peer, by entry
+    for position, entry in enumerate(entries):
+        came[entry] = np.zeros(len(entries))
+        came[entry][position] = routing.edges[OUTSIDE, entry]
+    seconds = 0.0
+    onward = [(edge, rate) for edge, rate in routing.edges.items() if edge[0] != OUTSIDE]
+    for (source, target), rate in sorted(onward, key=lambda item: _stop(spans, item[0][0])):
+        share = came[source] * (rate / came[source].sum())
+        if target == OUTSIDE:
+            seconds += float(back_s[source] @ share)
+        else:
+            seconds += float(problem.link_s[source, target]) * rate
+            came[target] = came[target] + share if target in came else share
+    return seconds / routing.tokens_per_s
+
+
+def _stop(spans: Spans, index: int) -> int:
+    span = spans[index]
+    assert span is not None, "only peers with spans carry flow"
+    return span.stop
 
 
 class _Load:

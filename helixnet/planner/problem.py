@@ -24,6 +24,8 @@ LINK_SHARE = 0.5
 links at half brought 40 % more throughput than filling them (shared findings): queues on links cost every token."""
 PREFILL_CHUNK_TOKENS = 128
 """Prompt tokens that our entries send down the pipeline at a time."""
+PREFILL_BUDGET_TOKENS = 256
+"""Prompt tokens that one batch takes at most (the stages' own limit)."""
 HOP_S = 0.001
 """What a hop costs besides the link: two event loops, framing, and a batch to wait for."""
 
@@ -241,8 +243,11 @@ def seconds_at(curve: Sequence[RatePoint], tokens: float) -> float:
 
 def _plan_peer(view: PeerView, manifest: Manifest, work: Workload, session_tokens: int) -> PlanPeer:
     capability, layers = view.capability, manifest.layers
-    prefill_s = seconds_at(capability.prefill, work.prompt_tokens)
-    extra_s = work.prefill_ratio * prefill_s / work.prompt_tokens
+    whole, rest = divmod(work.prompt_tokens, PREFILL_CHUNK_TOKENS)
+    prefill_s = whole * seconds_at(capability.prefill, PREFILL_CHUNK_TOKENS)
+    prefill_s += seconds_at(capability.prefill, rest) if rest else 0.0
+    # Under load the pieces of several prompts fill what a batch takes of them.
+    extra_s = work.prefill_ratio * seconds_at(capability.prefill, PREFILL_BUDGET_TOKENS) / PREFILL_BUDGET_TOKENS
     rates: list[float] = []
     for batch in range(1, BATCH_MAX + 1):
         rate = batch / (seconds_at(capability.decode, batch) + batch * extra_s)

@@ -128,7 +128,7 @@ def our_setup(
         seed=seed,
         config=SimConfig(peer=(serving or Serving()).config(), checked=False),
         request=PATIENT,
-        solving=_always(_placement(spans, flows)),
+        solving=always(_placement(spans, flows)),
     )
 
 
@@ -222,8 +222,8 @@ def _placement(spans: Spans, flows: Mapping[Edge, float]) -> Placement:
     )
 
 
-def _always(placement: Placement) -> Solving:
-    """A planner with one idea."""
+def always(placement: Placement) -> Solving:
+    """A planner with one idea: it waits until everybody of it is there."""
 
     def solving(effect: Solve) -> tuple[Solved, float]:
         here = {view.peer for view in effect.snapshot.peers}

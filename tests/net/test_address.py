@@ -35,7 +35,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("text", GOOD)
+@pytest.mark.parametrize("text", GOOD, ids=range(len(GOOD)))
 def test_an_address_is_taken_apart(text: str) -> None:
     address = parse_address(text)
     assert address.text == text

@@ -30,7 +30,9 @@ def test_an_identity_survives_a_restart_and_its_file_is_private(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", b"\x08\x01\x12\x40", ALICE.to_bytes()[:-1], ALICE.to_bytes()[:-1] + b"\x00\x00"]
+    "damage",
+    [b"", b"\x08\x01\x12\x40", ALICE.to_bytes()[:-1], ALICE.to_bytes()[:-1] + b"\x00\x00"],
+    ids=["empty", "only its head", "a byte short", "a byte long"],
 )
 def test_a_damaged_key_file_says_what_to_do(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "identity.key"

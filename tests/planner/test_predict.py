@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from helixnet.core.types import Span
@@ -54,6 +55,25 @@ def test_the_rate_falls_when_hops_slow_down(problem: Problem) -> None:
     assert rates[-1] < 0.5 * rates[0]
     # Two spans: from the entry to the exit, and back again.
     assert seconds[-1] == pytest.approx(seconds[0] + 2 * 2.0)
+
+
+def test_a_token_goes_back_to_where_its_request_came_in(problem: Problem) -> None:
+    """Whole models on two peers far apart: nothing ever crosses between them."""
+    whole: Spans = (Span(0, 30), Span(0, 30), None, None)
+    far = replace(problem, link_s=problem.link_s + 5.0 * (1 - np.eye(len(problem.peers))))
+    assert outlook(far, whole).tpot_s == pytest.approx(outlook(problem, whole).tpot_s)
+    assert outlook(far, whole).tpot_s < 5.0
+
+
+def test_pieces_of_a_prompt_follow_each_other_through_the_stages(problem: Problem) -> None:
+    """Alone, a prompt in one piece takes every stage's whole time; in many, hardly more than the slowest stage's."""
+    whole, pieces = (outlook(replace(problem, chunks=chunks)) for chunks in (1.0, 64.0))
+    assert pieces.ttft_s == pytest.approx(whole.ttft_s / 2, rel=0.05), "two stages of fifteen layers"
+
+
+def test_stages_admit_each_their_own_number_of_requests(problem: Problem) -> None:
+    roomy = replace(with_kv(problem, 100.0), sessions_max=7)
+    assert outlook(roomy).sessions == pytest.approx(14.0), "two holders of each layer"
 
 
 def test_the_rate_falls_when_prompts_come_in_fewer_larger_pieces(problem: Problem) -> None:

@@ -1,0 +1,92 @@
+"""Whether what the planner predicts is what a swarm serves: random clusters, saturated and alone, both simulated."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+
+from helixnet.core.plan.plan import Placement
+from helixnet.core.presets import LAN
+from helixnet.planner.flow import CapacityModel
+from helixnet.planner.predict import forecast, planned_routing
+from helixnet.planner.problem import Workload, from_snapshot
+from helixnet.planner.random_swarm import geography
+from helixnet.planner.solve import Budget, place, to_placement
+from helixnet.sim.scenarios import PATIENT
+from helixnet.sim.side_by_side import Served, always, serve
+from helixnet.sim.simulation import Load, Setup
+from helixnet.sim.swarm import SimConfig
+from helixnet.sim.workload import Fixed
+from helixnet.sim.world import Link, World, world_in
+
+MODEL = "llama-3.1-70b"
+PEERS, REGIONS = (10, 24), (1, 3)
+HOMES = (0.0, 0.5, 0.8)
+PROMPT, OUTPUT = (64, 512), (64, 256)
+BUDGET = Budget(work=4_000, work_per_peer=0, laying_work=4_000_000)
+ALONE_S = 240.0
+LIVES = 4.0
+"""Of a request, in the saturated window."""
+CROWD, IN_FLIGHT_MAX = 1.1, 1_500
+"""Requests in flight, as a multiple of those that KV has room for; but no more than this."""
+NEAR = Link(0.001, 1e9)
+"""Clients sit beside the peers: what is checked is the swarm."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One cluster: what was predicted, what was simulated."""
+
+    seed: int
+    peers: int
+    bottleneck: str
+    tokens_per_s: tuple[float, float]
+    """Saturated: predicted, simulated."""
+    ttft_s: tuple[float, float]
+    """Alone."""
+    tpot_s: tuple[float, float]
+    """Alone."""
+
+    def errors(self) -> tuple[float, float, float]:
+        """Simulated over predicted, less one: of throughput, TTFT and TPOT."""
+        return tuple(said[1] / said[0] - 1.0 for said in (self.tokens_per_s, self.ttft_s, self.tpot_s))  # type: ignore[return-value]
+
+
+def check(seed: int) -> Check:
+    """One random cluster, planned, then run with one request at a time and with more than it can take."""
+    rng = random.Random(f"prediction {seed}")
+    land = geography(seed, rng.randint(*PEERS), rng.randint(*REGIONS), rng.choice(HOMES), MODEL)
+    workload = Workload(prompt_tokens=rng.randint(*PROMPT), output_tokens=rng.randint(*OUTPUT))
+    problem = from_snapshot(land.snapshot(), workload)
+    spans = place(problem, seed, BUDGET)
+    placement = to_placement(problem, spans, CapacityModel.EXACT)
+    sessions = forecast(problem, spans, planned_routing(problem, spans, CapacityModel.EXACT)).sessions
+    world = replace(world_in(land, NEAR), uplinks={}, load_bytes_per_s=1e15)
+    said = placement.prediction
+    alone = _run(world, placement, workload, 1, ALONE_S, seed)
+    life_s = alone.ttft_s + workload.output_tokens * alone.tpot_s
+    in_flight = max(2, min(IN_FLIGHT_MAX, round(CROWD * sessions)))
+    loaded_s = max(life_s, in_flight * workload.output_tokens / said.tokens_per_s)
+    crowded = _run(world, placement, workload, in_flight, (1 + LIVES) * loaded_s, seed)
+    return Check(
+        seed=seed,
+        peers=len(land.capabilities),
+        bottleneck=said.bottleneck,
+        tokens_per_s=(said.tokens_per_s, crowded.decode_tokens_per_s),
+        ttft_s=(said.ttft_s, alone.ttft_s),
+        tpot_s=(said.tpot_s, alone.tpot_s),
+    )
+
+
+def _run(world: World, placement: Placement, workload: Workload, in_flight: int, seconds: float, seed: int) -> Served:
+    setup = Setup(
+        world=world,
+        peers=tuple(world.machines),
+        load=Load(lengths=Fixed(workload.prompt_tokens, workload.output_tokens), in_flight=in_flight),
+        seconds=seconds,
+        seed=seed,
+        config=SimConfig(peer=LAN.peer, checked=False),
+        request=PATIENT,
+        solving=always(placement),
+    )
+    return serve(setup, seconds / (1 + LIVES))
