@@ -205,6 +205,7 @@ class _Reading:
             peers=tuple(_closed(peer, first, last) for peer, (first, last) in zip(peers, closed, strict=True)),
             link_tokens_per_s=_frozen(links.bandwidth * (link_share / self.passed_bytes)),
             output_tokens=work.AVG_OUTPUT_LEN,
+            convoys=True,
             link_s=_frozen(links.latency_s + token_s),
             prompt_link_s=_frozen(links.latency_s + work.AVG_INPUT_LEN * token_s),
             flow_per_token=(work.AVG_INPUT_LEN + work.AVG_OUTPUT_LEN) / work.AVG_OUTPUT_LEN,

@@ -2,11 +2,12 @@
 
 Flow is only a ceiling. Requests in flight are limited by KV memory, each of their tokens pays every stage and hop,
 so the swarm serves at most in-flight / round trip; and stages slow down as their batches grow. At a rate x peer i
-runs batches of the smallest size that keeps up; a step waits half a batch and then takes one. Where a step meets a
-piece of a prompt it moves at its pace from there on, stage by stage and link by link: with N requests in flight a token
-finds N / output_tokens prompts on their way, and goes free with probability exp(-that). The saturated rate is the
-largest x whose requests in flight fit the KV room (Little's law). Against the paper's published simulations of its own
-placements (70B, unchunked prompts) it is within some 25 %, and in the same order.
+runs batches of the smallest size that keeps up; a step waits half a batch and then takes one. Where prompts form
+convoys (`Problem.convoys`: the paper's system) a step that meets one moves at its pace from there on, stage by stage
+and link by link: with N requests in flight a token finds N / output_tokens prompts on their way, and goes free with
+probability exp(-that). The saturated rate is the largest x whose requests in flight fit the KV room (Little's law).
+Against the paper's published simulations of its own placements (70B, unchunked prompts) it is within some 25 %, and in
+the same order; against our own simulator see `sim.prediction_check`.
 """
 
 from __future__ import annotations
@@ -181,7 +182,7 @@ class _Load:
         self._passes = np.concatenate([visits, crossed])
         self._piece_s = np.concatenate([run_s, piece])
         self._between_s = float((problem.link_s[tails, heads] * crossed).sum())
-        self._pieces = self._passes * problem.chunks / problem.output_tokens
+        self._pieces = self._passes * problem.chunks / problem.output_tokens * problem.convoys
         self.met_s = 0.0
 
     def first_token_s(self) -> float:

@@ -120,7 +120,10 @@ class Problem:
     output_tokens: int = 256
     """Decoded tokens of a typical request."""
     chunks: float = 1.0
-    """Pieces in which a typical prompt passes a stage or link; decode steps wait for one piece at most."""
+    """Pieces in which a typical prompt passes a stage or link."""
+    convoys: bool = False
+    """Whether a decode step that meets a piece of a prompt moves at its pace from there on: where whole prompts share
+    batches and queues with decode steps (the paper's system). In ours decode steps overtake them."""
 
     def fits(self, index: int, start: int, stop: int) -> bool:
         """Whether peer `index` has room for the layers `[start, stop)` and the KV of one request."""

@@ -77,10 +77,12 @@ def test_stages_admit_each_their_own_number_of_requests(problem: Problem) -> Non
 
 
 def test_the_rate_falls_when_prompts_come_in_fewer_larger_pieces(problem: Problem) -> None:
-    slow = replace(problem, prompt_link_s=problem.link_s + 3.0)
+    slow = replace(problem, prompt_link_s=problem.link_s + 3.0, convoys=True)
     rates = [outlook(replace(slow, chunks=chunks)).tokens_per_s for chunks in (16.0, 4.0, 2.0, 1.0)]
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] < 0.7 * rates[0]
+    free = [outlook(replace(slow, chunks=chunks, convoys=False)).tokens_per_s for chunks in (16.0, 1.0)]
+    assert free[0] == free[1] >= rates[0], "where decode steps overtake prompts, pieces hold nobody up"
 
 
 def test_the_rate_never_exceeds_the_flow_or_what_is_in_flight(problem: Problem) -> None:
