@@ -22,7 +22,8 @@ from helixnet.sim.workload import Recorded
 
 STORED = "helix-milp"
 KV_SHARE = 0.75
-"""Requests always in flight, as a share of those that KV has room for: the authors let in as many of theirs."""
+"""Requests always in flight, as a share of those that KV has room for. The authors fill theirs to 0.8; with more than
+this some find no room at first, and that counts as time to the first token."""
 CLIENTS = 8
 FIRST_GUESS_S = 240.0
 """Of a request's life, to find out how long it really is."""
