@@ -111,3 +111,14 @@ def test_an_offer_that_cannot_do_without_a_peer_ends_with_it() -> None:
     tenure.coordinator.lost(B, tenure.now)
     assert not activated(tenure.ready(A))
     assert any(isinstance(effect, Solve) for effect in tenure.tick(CONFIG.quiet_s_max))
+
+
+def test_a_member_that_does_not_take_up_the_plan_is_offered_it_again_but_not_at_every_heartbeat() -> None:
+    tenure = Tenure()
+    tenure.offer(a_placement(a=(0, 3), b=(3, 6)))
+    tenure.ready(A)
+    tenure.ready(B)
+    behind = tenure.records[C]
+    assert tenure.coordinator.remind(behind, tenure.now)
+    assert tenure.coordinator.remind(behind, tenure.now + CONFIG.remind_s / 2) == []
+    assert tenure.coordinator.remind(behind, tenure.now + CONFIG.remind_s)

@@ -138,3 +138,22 @@ def test_a_holder_that_hears_of_a_higher_term_claims_above_it() -> None:
 def test_rank_prefers_uptime_in_doublings_then_the_larger_id() -> None:
     assert rank([Candidate(A, 500.0), Candidate(B, 20.0), Candidate(C, 25.0)]) == [A, C, B]
     assert [stability(s) for s in (0, 59, 61, 121, 3600)] == [0, 0, 1, 2, 6]
+
+
+def test_a_newcomer_told_of_a_coordinator_reports_to_it_and_gives_its_lease_time() -> None:
+    config = LeaseConfig()
+    election = Election(A, config, 0.0)
+    assert election.told_of(B, 3, 1.0), "nobody was heard yet: report to B"
+    assert not election.told_of(B, 3, 1.1), "once for each term"
+    assert election.tick(1.0 + config.duration_s - 0.1, Candidate(A, 5.0), list, ()) == []
+    election.tick(1.0 + config.duration_s, Candidate(A, 5.0), list, ())
+    assert election.holder == A and election.term == 4, "B's lease never came; its term is not used again"
+
+
+def test_a_holder_outranked_in_its_own_term_says_so() -> None:
+    election = Election(A, LeaseConfig(), 0.0)
+    election.tick(10.0, Candidate(A, 5.0), list, ())
+    stronger = Lease(term=election.term, coordinator=B, stability=9, duration_s=4.0)
+    told = [e.message for e in election.lease(B, stronger, 10.1) if isinstance(e, Send)]
+    assert election.holder == B
+    assert [(m.coordinator, m.term) for m in told if isinstance(m, Lease)] == [(A, stronger.term)]
