@@ -296,7 +296,8 @@ class Peer:
         if not self.coordinator.term:
             return []
         # A newcomer hears of the lease at once, not only with the next renewal.
-        return [*self.election.vouch(record.peer, is_news), *self.coordinator.remind(record, now)]
+        effects = self.election.vouch(record.peer) if is_news else []
+        return [*effects, *self.coordinator.remind(record, now)]
 
     def _leased(self, sender: PeerId, message: wire.Lease, now: float) -> list[Effect]:
         before = self.election.holder

@@ -49,11 +49,11 @@ class Tenure:
         self.now += seconds
         return self.coordinator.tick(self.records, self.now)
 
-    def offer(self, placement: Placement) -> None:
+    def offer(self, placement: Placement, seconds: float = 0.0) -> None:
         effects: list[Effect] = []
         while not any(isinstance(effect, Solve) for effect in effects):
             effects = self.tick(1.0)
-        self.coordinator.solved(Solved(placement, None), self.records, self.now)
+        self.coordinator.solved(Solved(placement, None, "", seconds), self.records, self.now)
 
     def ready(self, peer: PeerId, epoch: int = 1) -> list[Effect]:
         return self.coordinator.ready(peer, wire.PlanReady(term=1, epoch=epoch), self.records, self.now)
@@ -111,6 +111,17 @@ def test_an_offer_that_cannot_do_without_a_peer_ends_with_it() -> None:
     tenure.coordinator.lost(B, tenure.now)
     assert not activated(tenure.ready(A))
     assert any(isinstance(effect, Solve) for effect in tenure.tick(CONFIG.quiet_s_max))
+
+
+def test_after_a_long_solve_the_planner_rests_unless_nothing_serves() -> None:
+    tenure = Tenure()
+    tenure.offer(a_placement(a=(0, 3), b=(3, 6)), seconds=30.0)
+    tenure.ready(A)
+    tenure.ready(B)
+    tenure.coordinator.news(tenure.now)
+    assert not any(isinstance(effect, Solve) for effect in tenure.tick(CONFIG.rest * 30.0 - 1.0))
+    del tenure.records[B]
+    assert any(isinstance(effect, Solve) for effect in tenure.tick(0.0)), "layers 3 to 5 are gone"
 
 
 def test_a_member_that_does_not_take_up_the_plan_is_offered_it_again_but_not_at_every_heartbeat() -> None:

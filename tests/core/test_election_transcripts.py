@@ -150,6 +150,16 @@ def test_a_newcomer_told_of_a_coordinator_reports_to_it_and_gives_its_lease_time
     assert election.holder == A and election.term == 4, "B's lease never came; its term is not used again"
 
 
+def test_records_that_name_a_dead_coordinator_do_not_delay_those_who_heard_it() -> None:
+    config = LeaseConfig()
+    election = Election(A, config, 0.0)
+    election.lease(B, Lease(term=3, coordinator=B, stability=0, duration_s=config.duration_s), 1.0)
+    election.vacate(B, 2.0)
+    assert not election.told_of(B, 3, 2.1)
+    election.tick(2.2, Candidate(A, 5.0), list, ())
+    assert election.holder == A and election.term == 4
+
+
 def test_a_holder_outranked_in_its_own_term_says_so() -> None:
     election = Election(A, LeaseConfig(), 0.0)
     election.tick(10.0, Candidate(A, 5.0), list, ())

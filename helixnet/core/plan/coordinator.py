@@ -38,7 +38,8 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     unfit_s: float = 60.0
     """A peer that could not load its span is left out of plans for this long."""
     rest: float = 4.0
-    """Between two solves pass so many times the seconds of the first: planning must not eat the coordinator."""
+    """While the plan serves, between two solves pass so many times the seconds of the first: planning must not eat the
+    coordinator."""
     solve_s: float = 60.0
     """An answer of the planner later than this is not waited for."""
     pointer_lifetime_s: float = 60.0
@@ -120,13 +121,16 @@ class Coordinator:
             return NEVER
         if self._solving_since is not None:
             return min(self._solving_since + self._config.solve_s, self._pointer_at)
-        return min(self._offer.since + self._config.offer_s if self._offer else self._next_solve(), self._pointer_at)
+        next_solve = max(self._due(), self._rest_until)
+        return min(self._offer.since + self._config.offer_s if self._offer else next_solve, self._pointer_at)
 
-    def _next_solve(self) -> float:
-        return max(self._due(), self._rest_until)
+    def _may_solve(self, records: dict[PeerId, PeerRecord], now: float) -> bool:
+        """Whether it is time to. While an offer is open peers would load for a plan that the next one replaces."""
+        if self._solving_since is not None or self._offer is not None or now < self._due():
+            return False
+        return now >= self._rest_until or not self._serves(records)  # whoever waits to be served cannot rest
 
     def _due(self) -> float:
-        """When to solve next. Not while an offer is open: peers would load for a plan that the next one replaces."""
         if self._news_since is None:
             return self._solve_at
         if self._expecting:
@@ -150,7 +154,7 @@ class Coordinator:
         if self._solving_since is not None and now >= self._solving_since + self._config.solve_s:
             self._solving_since = None
             effects.append(Emit(Event("plan.solve_lost", {})))
-        if self._solving_since is None and self._offer is None and now >= self._next_solve():
+        if self._may_solve(records, now):
             effects += self._solve(records, now)
         return effects
 

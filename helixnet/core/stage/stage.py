@@ -64,8 +64,6 @@ class StageMachine:
         self._config = config
         self._batcher = Batcher(config.decode_batch_max, config.prefill_budget_tokens)
         self._running: tuple[Work, ...] = ()
-        self._prompt_left = 0
-        """Prompt tokens of all sessions that have not run here yet."""
         self._prompt_token_s = 0.0
         """What one costs lately, with the decode steps beside it."""
         self._row_bytes = manifest.hidden_size * DTYPE_BYTES[manifest.dtype]
@@ -116,7 +114,6 @@ class StageMachine:
             sampling=message.sampling,
             active_at=now,
         )
-        self._prompt_left += message.prompt_tokens
         return [
             OpenKv(message.session, layers, message.tokens_max),
             Send(sender, wire.Reserved(session=message.session)),
@@ -141,8 +138,9 @@ class StageMachine:
             return "not_held", f"layers {mine.layers} are not served here"
         if message.session in self.sessions or len(self.sessions) >= self._config.sessions_max:
             return "busy", "too many sessions"
-        if self._prompt_left * self._prompt_token_s > self._config.backlog_s:
-            return "busy", f"{self._prompt_left} prompt tokens are in line"
+        in_line = sum(session.prompt_left for session in self.sessions.values())
+        if in_line * self._prompt_token_s > self._config.backlog_s:
+            return "busy", f"{in_line} prompt tokens are in line"
         return "", ""
 
     def steps(self, sender: PeerId, message: wire.Steps, body: memoryview, now: float) -> list[Effect]:
@@ -235,16 +233,12 @@ class StageMachine:
         for work in prompts:
             session = self.sessions.get(work.session)
             if session is not None:
-                left = min(session.prompt_left, work.tokens)
-                session.prompt_left -= left
-                self._prompt_left -= left
+                session.prompt_left = max(0, session.prompt_left - work.tokens)
 
     def release(self, session_id: SessionId) -> list[Effect]:
         """Free everything of a session; unknown ones are ignored."""
-        session = self.sessions.pop(session_id, None)
-        if session is None:
+        if self.sessions.pop(session_id, None) is None:
             return []
-        self._prompt_left -= session.prompt_left
         self._batcher.forget(session_id)
         self.pool.release(session_id)
         return [ReleaseKv(session_id)]

@@ -77,8 +77,8 @@ class Election:
     def told_of(self, coordinator: PeerId, term: int, now: float) -> bool:
         """A member's record names a coordinator that we have not heard ourselves. Returns whether to report to it.
 
-        Its lease gets time to reach us before we think of a claim of our own; once for each term, because records
-        outlive coordinators.
+        Its lease gets time to reach us before we think of a claim of our own; once for each term, and not for one in
+        which we have heard a lease, because records outlive coordinators.
         """
         self.see_term(term)
         if self.holder is not None or coordinator == self.me or term <= self._told_of:
@@ -107,12 +107,13 @@ class Election:
         if sender != self.holder:
             effects.append(Emit(Event("coordinator.changed", {"coordinator": sender, "term": message.term})))
         self.holder, self._strength, self.addresses = sender, strength, message.addresses
+        self._told_of = max(self._told_of, message.term)
         self._expires_at = now + message.duration_s
         return effects
 
-    def vouch(self, peer: PeerId, is_new: bool) -> list[Effect]:
+    def vouch(self, peer: PeerId) -> list[Effect]:
         """What somebody who just reported to us for the first time is told: our lease."""
-        return [Send(peer, self._message())] if is_new and self.holder == self.me else []
+        return [Send(peer, self._message())] if self.holder == self.me else []
 
     def vacate(self, peer: PeerId, now: float) -> None:
         """The coordinator resigned or its channel broke: its lease ends now."""
