@@ -40,7 +40,7 @@ from helixnet.core.route.request import Request, RequestConfig, RequestSpec
 from helixnet.core.stage.work import Done, Work
 from helixnet.core.swarm.capability import Capability, RatePoint
 from helixnet.core.swarm.records import decode_record
-from helixnet.core.types import PeerId, SessionId, Span
+from helixnet.core.types import PeerId, SessionId, Span, runs
 from helixnet.core.wire import messages as wire
 from helixnet.core.wire.activation import Activation
 
@@ -108,13 +108,7 @@ class ToyEngine:
 
     def held(self) -> tuple[Span, ...]:
         """Maximal runs of loaded layers."""
-        spans: list[Span] = []
-        for layer in sorted(self.loaded):
-            if spans and spans[-1].stop == layer:
-                spans[-1] = Span(spans[-1].start, layer + 1)
-            else:
-                spans.append(Span(layer, layer + 1))
-        return tuple(spans)
+        return runs(self.loaded)
 
     def run(self, work: Work) -> Done:
         """One item through its layers: the digest of the last token travels as the activation."""

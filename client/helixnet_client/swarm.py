@@ -20,7 +20,7 @@ from helixnet.core.plan.coordinator import pointer_key
 from helixnet.core.route.follow import SwarmView, best_informed
 from helixnet.core.route.pipeline import Pipeline
 from helixnet.core.route.request import Request, RequestConfig, RequestSpec
-from helixnet.core.swarm.records import PeerRecord, decode_pointer
+from helixnet.core.swarm.records import PeerRecord, coordinator_named, decode_pointer
 from helixnet.core.types import PeerId, SessionId
 from helixnet.core.wire import messages as wire
 from helixnet.net.base import Gone
@@ -172,7 +172,7 @@ class Swarm:
         for owner, value in sorted(entries.items()):
             with contextlib.suppress(RemoteProtocolError):
                 pointers.append(decode_pointer(owner, value))
-        return max(pointers, key=lambda p: (p.term, p.epoch)).coordinator if pointers else None
+        return coordinator_named(pointers)
 
     async def _members(self) -> list[PeerRecord]:
         """The network's members; none while the directory cannot be reached, which must not end `_follow`."""

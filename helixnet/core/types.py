@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NewType
 
 import msgspec
@@ -47,3 +48,14 @@ class Span(msgspec.Struct, frozen=True, order=True, array_like=True):
     def layers(self) -> range:
         """The layer numbers, in order."""
         return range(self.start, self.stop)
+
+
+def runs(layers: Iterable[int]) -> tuple[Span, ...]:
+    """The fewest spans that hold exactly these layers, in order."""
+    spans: list[Span] = []
+    for layer in sorted(set(layers)):
+        if spans and spans[-1].stop == layer:
+            spans[-1] = Span(spans[-1].start, layer + 1)
+        else:
+            spans.append(Span(layer, layer + 1))
+    return tuple(spans)

@@ -9,7 +9,6 @@ from asyncio.subprocess import PIPE
 import msgspec
 
 from helixnet.core.machine import Solve, Solved
-from helixnet.daemon.solve_worker import Question, to_solved
 
 SOLVE_S_MAX = 50.0
 """Below the coordinator's own patience, so that it learns why."""
@@ -17,7 +16,7 @@ SOLVE_S_MAX = 50.0
 
 async def solve_in_worker(effect: Solve) -> Solved:
     """The planner's answer; a problem in words if the worker failed or took too long."""
-    question = msgspec.msgpack.encode(Question(effect.snapshot, effect.current, effect.seed, effect.repair))
+    question = msgspec.msgpack.encode(effect)
     worker = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "helixnet.daemon.solve_worker", stdin=PIPE, stdout=PIPE, stderr=PIPE
     )
@@ -27,7 +26,7 @@ async def solve_in_worker(effect: Solve) -> Solved:
         if worker.returncode != 0:
             last = complaint.decode(errors="replace").strip().splitlines()[-1:] or ["no reason given"]
             return Solved(None, None, f"The planner failed: {last[0]}")
-        return to_solved(said)
+        return msgspec.msgpack.decode(said, type=Solved)
     except TimeoutError:
         return Solved(None, None, f"The planner found no plan within {SOLVE_S_MAX:.0f} s.")
     finally:

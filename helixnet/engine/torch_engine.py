@@ -14,7 +14,7 @@ import torch
 from helixnet.core.errors import HelixError, MemoryTooSmall, UsageError
 from helixnet.core.model import Manifest
 from helixnet.core.stage.work import Done, Work
-from helixnet.core.types import SESSION_ID_CHARS_MAX, SessionId, Span
+from helixnet.core.types import SESSION_ID_CHARS_MAX, SessionId, Span, runs
 from helixnet.core.wire.activation import Activation
 from helixnet.engine.attention import Row, Step
 from helixnet.engine.base import Progress
@@ -70,14 +70,7 @@ class TorchEngine:
         return self._pool.pages_free * self._pool.k.shape[1]
 
     def held(self) -> tuple[Span, ...]:
-        layers = sorted(part for part in self._model.held if isinstance(part, int))
-        spans: list[Span] = []
-        for layer in layers:
-            if spans and spans[-1].stop == layer:
-                spans[-1] = Span(spans[-1].start, layer + 1)
-            else:
-                spans.append(Span(layer, layer + 1))
-        return tuple(spans)
+        return runs(part for part in self._model.held if isinstance(part, int))
 
     def load(self, span: Span, progress: Progress | None = None) -> None:
         if span.stop > self._manifest.layers:

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 import msgspec
 
+from helixnet.core.errors import HelixError
+from helixnet.core.machine import Solve, Solved
 from helixnet.core.plan.plan import Assignment, Flow, Placement
 from helixnet.core.plan.snapshot import Snapshot
 from helixnet.core.types import PeerId
@@ -95,9 +97,23 @@ def mend(
     problem = from_snapshot(snapshot, workload)
     require_room(problem)
     repaired = repaired_start(problem) if len(problem.peers) >= MEND_PEERS_MIN else None
-    if repaired is None:
-        return solve(snapshot, seed, budget, objective, cancelled, workload)
-    return to_placement(problem, repaired, objective.model)
+    spans = repaired or place(problem, seed, budget, objective, cancelled)
+    return to_placement(problem, spans, objective.model)
+
+
+def answer(
+    question: Solve, budget: Budget | None = None, objective: Objective = BALANCED, workload: Workload | None = None
+) -> Solved:
+    """What a coordinator asked, answered: a placement or why there is none, and what the current one is worth today."""
+    find = mend if question.repair else solve
+    try:
+        placement = find(question.snapshot, question.seed, budget, objective, None, workload)
+    except HelixError as error:
+        return Solved(None, None, str(error))
+    current = None
+    if question.current is not None:
+        current = evaluate(question.snapshot, question.current.assignments, objective.model, workload)
+    return Solved(placement, current)
 
 
 def place(

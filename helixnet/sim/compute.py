@@ -18,7 +18,7 @@ import msgspec
 from helixnet.core.model import DTYPE_BYTES, Manifest
 from helixnet.core.stage.work import Done, Work
 from helixnet.core.swarm.capability import Capability
-from helixnet.core.types import SessionId, Span
+from helixnet.core.types import SessionId, Span, runs
 from helixnet.core.wire.activation import Activation
 from helixnet.planner.problem import seconds_at
 from helixnet.sim.invariants import broken
@@ -150,13 +150,7 @@ class Device:
 
     def held(self) -> tuple[Span, ...]:
         """Maximal runs of loaded layers."""
-        spans: list[Span] = []
-        for layer in sorted(self._loaded):
-            if spans and spans[-1].stop == layer:
-                spans[-1] = Span(spans[-1].start, layer + 1)
-            else:
-                spans.append(Span(layer, layer + 1))
-        return tuple(spans)
+        return runs(self._loaded)
 
     def load_s(self, span: Span) -> float:
         """How long the missing layers of a span take to load."""

@@ -13,8 +13,9 @@ from helixnet.planner.problem import Workload, from_snapshot
 from helixnet.planner.random_swarm import geography
 from helixnet.planner.solve import Budget, place, to_placement
 from helixnet.sim.scenarios import PATIENT
-from helixnet.sim.side_by_side import Served, always, serve
+from helixnet.sim.side_by_side import Served, serve
 from helixnet.sim.simulation import Load, Setup
+from helixnet.sim.solving import always
 from helixnet.sim.swarm import SimConfig
 from helixnet.sim.workload import Fixed
 from helixnet.sim.world import Link, World, world_in

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from helixnet.core.machine import Solve, Solved
 from helixnet.core.model import Manifest
 from helixnet.core.peer import PeerConfig
 from helixnet.core.plan.plan import Assignment, Flow, Placement, Prediction
@@ -23,7 +22,8 @@ from helixnet.sim.compute import Tables
 from helixnet.sim.paper.instance import Instance
 from helixnet.sim.scenarios import PATIENT
 from helixnet.sim.simulation import Load, Setup, Simulation
-from helixnet.sim.swarm import SimConfig, Solving
+from helixnet.sim.solving import always
+from helixnet.sim.swarm import SimConfig
 from helixnet.sim.world import Link, World
 
 KV_BYTES = 4_096
@@ -220,15 +220,3 @@ def _placement(spans: Spans, flows: Mapping[Edge, float]) -> Placement:
         flows=tuple(sorted(routed, key=lambda flow: (flow.source or "", flow.target or ""))),
         prediction=Prediction(tokens_per_s=1.0, bound_tokens_per_s=1.0, ttft_s=1.0, tpot_s=1.0),
     )
-
-
-def always(placement: Placement) -> Solving:
-    """A planner with one idea: it waits until everybody of it is there."""
-
-    def solving(effect: Solve) -> tuple[Solved, float]:
-        here = {view.peer for view in effect.snapshot.peers}
-        if any(assignment.peer not in here for assignment in placement.assignments):
-            return Solved(None, None, "not everybody is there yet"), 0.1
-        return Solved(placement, effect.current, "", 0.1), 0.1
-
-    return solving

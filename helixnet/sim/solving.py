@@ -1,19 +1,23 @@
-"""The planner as the simulated coordinator's worker: the real one, inline, its seconds modelled."""
+"""The planner as the simulated coordinator's worker: the real one, inline, its seconds modelled; and simpler ones."""
 
 from __future__ import annotations
 
+import msgspec
+
 from helixnet.core.errors import HelixError
 from helixnet.core.machine import Solve, Solved
+from helixnet.core.plan.plan import Placement
 from helixnet.planner.flow import CapacityModel
 from helixnet.planner.objective import BALANCED, Objective
 from helixnet.planner.problem import Workload, from_snapshot, require_room
-from helixnet.planner.solve import MEND_PEERS_MIN, Budget, evaluate, mend, solve, to_placement
+from helixnet.planner.solve import MEND_PEERS_MIN, Budget, answer, evaluate, to_placement
 from helixnet.planner.starts import starts
 from helixnet.sim.swarm import Solving
 
 SOLVE_S, SOLVE_PEER_S, SOLVE_S_MAX = 1.0, 0.1, 30.0
 REPAIR_S, REPAIR_PEER_S = 0.5, 0.006
 """What a solve and a repair take in virtual time, and each of the peers; measured on one core of an AMD EPYC."""
+FIRST_FIT_S, FIXED_S = 0.05, 0.1
 
 
 def planner(workload: Workload, objective: Objective = BALANCED, budget: Budget | None = None) -> Solving:
@@ -21,15 +25,7 @@ def planner(workload: Workload, objective: Objective = BALANCED, budget: Budget 
 
     def solving(effect: Solve) -> tuple[Solved, float]:
         seconds = _seconds(len(effect.snapshot.peers), effect.repair)
-        find = mend if effect.repair else solve
-        try:
-            placement = find(effect.snapshot, effect.seed, budget, objective, None, workload)
-        except HelixError as error:
-            return Solved(None, None, str(error), seconds), seconds
-        current = None
-        if effect.current is not None:
-            current = evaluate(effect.snapshot, effect.current.assignments, CapacityModel.EXACT, workload)
-        return Solved(placement, current, "", seconds), seconds
+        return msgspec.structs.replace(answer(effect, budget, objective, workload), seconds=seconds), seconds
 
     return solving
 
@@ -40,7 +36,7 @@ def _seconds(peers: int, repair: bool) -> float:
     return min(SOLVE_S_MAX, SOLVE_S + SOLVE_PEER_S * peers)
 
 
-def first_fit(workload: Workload, seconds: float = 0.05) -> Solving:
+def first_fit(workload: Workload) -> Solving:
     """Only the planner's first constructive start: for thousands of small swarms that test the protocol, not plans."""
 
     def solving(effect: Solve) -> tuple[Solved, float]:
@@ -48,11 +44,23 @@ def first_fit(workload: Workload, seconds: float = 0.05) -> Solving:
         try:
             require_room(problem)
         except HelixError as error:
-            return Solved(None, None, str(error), seconds), seconds
+            return Solved(None, None, str(error), FIRST_FIT_S), FIRST_FIT_S
         placement = to_placement(problem, starts(problem)[0], CapacityModel.EXACT)
         current = None
         if effect.current is not None:
             current = evaluate(effect.snapshot, effect.current.assignments, CapacityModel.EXACT, workload)
-        return Solved(placement, current, "", seconds), seconds
+        return Solved(placement, current, "", FIRST_FIT_S), FIRST_FIT_S
+
+    return solving
+
+
+def always(placement: Placement) -> Solving:
+    """A planner with one idea: it waits until everybody of it is there."""
+
+    def solving(effect: Solve) -> tuple[Solved, float]:
+        here = {view.peer for view in effect.snapshot.peers}
+        if any(assignment.peer not in here for assignment in placement.assignments):
+            return Solved(None, None, "not everybody is there yet"), FIXED_S
+        return Solved(placement, effect.current, "", FIXED_S), FIXED_S
 
     return solving

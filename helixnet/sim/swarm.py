@@ -30,7 +30,14 @@ from helixnet.core.machine import (
 from helixnet.core.peer import Peer, PeerConfig, PeerFacts, members_key
 from helixnet.core.plan.coordinator import pointer_key
 from helixnet.core.swarm.capability import Capability
-from helixnet.core.swarm.records import LINKS_MAX, LinkMeasure, PeerRecord, decode_pointer, decode_record
+from helixnet.core.swarm.records import (
+    LINKS_MAX,
+    LinkMeasure,
+    PeerRecord,
+    coordinator_named,
+    decode_pointer,
+    decode_record,
+)
 from helixnet.core.types import PeerId
 from helixnet.core.wire import messages as wire
 from helixnet.sim.compute import ROW_BYTES, Device, digested
@@ -108,7 +115,8 @@ class Swarm:
         self._solve = solve
         self._clients: dict[PeerId, Delivered] = {}
         self._directory: dict[str, dict[PeerId, tuple[float, bytes]]] = {}
-        self._records: dict[bytes, PeerRecord] = {}
+        self._decoded: dict[PeerId, tuple[bytes, PeerRecord]] = {}
+        """What was last read of each owner's, so that a thousand readers decode it once."""
         self._sizes = Sizes(world.manifest.activation_bytes / ROW_BYTES)
 
     # --- who is there ------------------------------------------------------------------------------
@@ -194,7 +202,7 @@ class Swarm:
         records = []
         for owner, (expires, value) in sorted(entries.items()):
             if expires > self.engine.now and not self.network.is_cut(owner, reader):
-                records.append(self._decoded(owner, value))
+                records.append(self._record(owner, value))
         return records
 
     def coordinator(self) -> PeerId | None:
@@ -205,14 +213,14 @@ class Swarm:
     def coordinator_named(self) -> PeerId | None:
         """Who coordinates, by the newest pointer in the directory."""
         entries = self._directory.get(pointer_key(NETWORK, self.manifest.hash), {})
-        pointers = [decode_pointer(o, value) for o, (expires, value) in entries.items() if expires > self.engine.now]
-        return max(pointers, key=lambda p: (p.term, p.epoch)).coordinator if pointers else None
+        now = self.engine.now
+        return coordinator_named(decode_pointer(o, value) for o, (expires, value) in entries.items() if expires > now)
 
-    def _decoded(self, owner: PeerId, value: bytes) -> PeerRecord:
-        record = self._records.get(value)
-        if record is None:
-            record = self._records[value] = decode_record(owner, value)
-        return record
+    def _record(self, owner: PeerId, value: bytes) -> PeerRecord:
+        known = self._decoded.get(owner)
+        if known is None or known[0] != value:
+            known = self._decoded[owner] = value, decode_record(owner, value)
+        return known[1]
 
     def _listed(self, name: PeerId, records: list[PeerRecord]) -> None:
         one = self.peers.get(name)

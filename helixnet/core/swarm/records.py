@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import msgspec
 
@@ -88,6 +89,12 @@ class PlanPointer(msgspec.Struct, frozen=True, kw_only=True):
     plan_hash: str
     coordinator: PeerId
     addresses: tuple[str, ...]
+
+
+def coordinator_named(pointers: Iterable[PlanPointer]) -> PeerId | None:
+    """Who coordinates by the newest of these pointers; None without any."""
+    newest = max(pointers, key=lambda pointer: (pointer.term, pointer.epoch), default=None)
+    return newest.coordinator if newest is not None else None
 
 
 _record_decoder = msgspec.msgpack.Decoder(PeerRecord)
