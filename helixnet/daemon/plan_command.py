@@ -254,7 +254,8 @@ def what_if(now: Case, then: Case | None, arguments: argparse.Namespace) -> tupl
 
 def _served(case: Case, spans: Spans, arguments: argparse.Namespace) -> float:
     """Tokens/s of a placement as it is."""
-    from helixnet.planner.predict import forecast, planned_routing
+    from helixnet.planner.predict import forecast
+    from helixnet.planner.served import planned_routing
 
     routing = planned_routing(case.problem, spans, _objective(arguments).model)
     return forecast(case.problem, spans, routing).tokens_per_s

@@ -10,12 +10,11 @@ from helixnet.daemon.wording import rate, seconds
 from helixnet.planner.baselines import BASELINES
 from helixnet.planner.case import Case
 from helixnet.planner.compare import Comparison, compare, table
-from helixnet.planner.flow import max_flow
 from helixnet.planner.objective import THROUGHPUT, Objective
 from helixnet.planner.pareto import LATENCY_WEIGHTS, FrontPoint, front, pareto_optimal
-from helixnet.planner.predict import forecast
 from helixnet.planner.problem import Problem, Spans
 from helixnet.planner.regions import groups_of
+from helixnet.planner.served import served
 
 THIS_PLAN = "this plan"
 FRONT_SOLVES = len(LATENCY_WEIGHTS)
@@ -79,7 +78,7 @@ def comparison(
     points = {f"latency weight {point.weight:g}": point for point in found if point.spans != spans}
     placements |= {name: point.spans for name, point in points.items()}
     rows = compare(problem, placements, objective.model, _regions(case))
-    outlook = forecast(problem, spans, max_flow(problem, spans, objective.model))
+    _, outlook = served(problem, spans, objective.model)
     points = {THIS_PLAN: FrontPoint(objective.latency, spans, outlook)} | points
     by_name = {row.name: row for row in rows}
     kept = pareto_optimal(points.values())

@@ -14,8 +14,9 @@ from helixnet.planner.cluster import CATALOGUE
 from helixnet.planner.cluster_file import CLIENTS
 from helixnet.planner.flow import OUTSIDE, CapacityModel, Edge, Routing
 from helixnet.planner.objective import Objective
-from helixnet.planner.predict import forecast, planned_routing, predict
+from helixnet.planner.predict import forecast, predict
 from helixnet.planner.problem import Problem, Spans
+from helixnet.planner.served import planned_routing
 from helixnet.planner.survival import Survival
 
 

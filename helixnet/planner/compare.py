@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from helixnet.planner.flow import OUTSIDE, CapacityModel, Routing, max_flow
-from helixnet.planner.predict import forecast
+from helixnet.planner.flow import OUTSIDE, CapacityModel, Routing
 from helixnet.planner.problem import Problem, Spans
+from helixnet.planner.served import served
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +62,7 @@ def _compared(
     crossings = 0.0 if regions is not None else None
     if spans is None:
         return Comparison(name, 0.0, 0.0, 0.0, 0.0, 0.0, crossings, 0.0)
-    routing = max_flow(problem, spans, model)
-    outlook = forecast(problem, spans, routing)
+    routing, outlook = served(problem, spans, model)
     return Comparison(
         name=name,
         flow=routing.tokens_per_s,

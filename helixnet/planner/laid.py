@@ -19,7 +19,7 @@ from helixnet.planner.problem import Cancelled, Problem, Spans
 from helixnet.planner.regions import groups_of, roomy, windows
 from helixnet.planner.starts import with_everyone
 
-AIMS = (0.3, 0.97)
+AIMS = (0.1, 0.97)
 """Share of the bound aimed at, between these."""
 CAPS = (0.03, 1.0)
 """What a span may pass at most, as a share of the bound, between these."""
@@ -27,7 +27,7 @@ PRICES = 0.1
 """Standard deviation of the logarithms of the prices."""
 WIDTH, WIDTH_KINDS, WIDTH_MIN = 12, 300, 3
 SHARE_MIN = 0.5
-ROOMY_SHARE, ROOMY_SPREAD = 0.6, 0.5
+ROOMY_SHARE, ROOMY_SPREAD = 0.8, 1.0
 """Share of the layings in which layers must have KV room too; standard deviation of the logarithm of how much of it for
 each token/s, around what the peers have to offer."""
 EDGE_CELLS = 1000

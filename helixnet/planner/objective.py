@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 
 from helixnet.planner.flow import CapacityModel, max_flow
-from helixnet.planner.predict import Forecast, forecast
+from helixnet.planner.predict import Forecast
 from helixnet.planner.problem import Problem, Spans
+from helixnet.planner.served import served
 
 UNCOVERED = -1000.0
 """What each uncovered layer costs: worse than anything that serves, and less bad the fewer there are."""
@@ -64,15 +65,15 @@ def score(problem: Problem, objective: Objective, spans: Spans) -> float:
     gaps = sum(count == 0 for count in coverage(problem, spans))
     if gaps:
         return UNCOVERED * gaps
-    routing = max_flow(problem, spans, objective.model)
-    if routing.tokens_per_s <= 0:
-        return UNCOVERED  # links that carry nothing lie between
-    missing = _missing(problem, objective, spans, routing.tokens_per_s)
     if not objective.predicted:
-        return math.log(routing.tokens_per_s) + _extras(problem, objective, spans) - missing
-    outlook = forecast(problem, spans, routing)
+        flow = max_flow(problem, spans, objective.model).tokens_per_s
+        if flow <= 0:
+            return UNCOVERED  # links that carry nothing lie between
+        return math.log(flow) + _extras(problem, objective, spans) - _missing(problem, objective, spans)
+    _, outlook = served(problem, spans, objective.model)
     if outlook.tokens_per_s <= 0:
-        return UNCOVERED  # no room for anyone's KV
+        return UNCOVERED  # the same, or no room for anyone's KV
+    missing = _missing(problem, objective, spans)
     return _served(objective, outlook) + _extras(problem, objective, spans) - missing
 
 
@@ -134,10 +135,11 @@ def survivable_share(spans: Spans, counts: list[int]) -> float:
     return spared / len(held) if held else 0.0
 
 
-def _missing(problem: Problem, objective: Objective, spans: Spans, flow: float) -> float:
-    """What it costs that the worst departure leaves less of `flow` than the floor."""
+def _missing(problem: Problem, objective: Objective, spans: Spans) -> float:
+    """What it costs that the worst departure leaves less of the flow than the floor."""
     if not objective.floor:
         return 0.0
+    flow = max_flow(problem, spans, objective.model).tokens_per_s
     return FLOOR_WEIGHT * max(0.0, objective.floor - left_by_supply(problem, spans, flow)[0])
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from helixnet.planner.flow import max_flow
 from helixnet.planner.objective import THROUGHPUT, Objective
-from helixnet.planner.predict import Forecast, forecast
+from helixnet.planner.predict import Forecast
 from helixnet.planner.problem import Problem, Spans
+from helixnet.planner.served import served
 
 LATENCY_WEIGHTS = (0.0, 0.2, 1.0, 3.0)
 """From throughput alone to the preset `latency`."""
@@ -33,7 +33,7 @@ def front(
     points = []
     for weight in weights:
         spans = solver(replace(base, latency=weight))
-        outlook = forecast(problem, spans, max_flow(problem, spans, base.model))
+        _, outlook = served(problem, spans, base.model)
         points.append(FrontPoint(weight, spans, outlook))
     return pareto_optimal(points)
 

@@ -13,20 +13,20 @@ the same order; against our own simulator see `sim.prediction_check`.
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 
 from helixnet.core.plan.plan import Prediction
-from helixnet.core.types import Span
 from helixnet.planner.bounds import proven_bound
-from helixnet.planner.flow import OUTSIDE, CapacityModel, Edge, Routing, max_flow
+from helixnet.planner.flow import OUTSIDE, Edge, Routing
 from helixnet.planner.problem import Matrix, Problem, Spans
 
 BISECTIONS = 14
 """Enough for a ten-thousandth of the flow."""
-SPREAD_MIN = 0.99
-"""Share of what the quickest hops would serve that an evenly spread flow must serve."""
+ROUNDING = 1e-9
+"""Of a request that still counts as a whole one."""
 NAME_CHARS = 6
 """Peers are called by the end of their ids, as in every other message ..."""
 NAME_CHARS_MAX = 40
@@ -39,7 +39,7 @@ class Forecast:
 
     tokens_per_s: float
     sessions: float
-    """Requests in flight that fit the KV room, on average pipelines."""
+    """Requests in flight that fit the KV room when the flow's shares are kept."""
     tightest: int
     """The peer whose KV room runs out first."""
     ttft_s: float
@@ -89,13 +89,6 @@ def forecast(problem: Problem, spans: Spans, routing: Routing) -> Forecast:
     )
 
 
-def planned_routing(problem: Problem, spans: Spans, model: CapacityModel) -> Routing:
-    """The flow spread over peers that can share it, unless the quickest hops are predicted to serve more."""
-    spread, quick = max_flow(problem, spans, model, final=True), max_flow(problem, spans, model)
-    served = [forecast(problem, spans, routing).tokens_per_s for routing in (spread, quick)]
-    return replace(quick, limits=spread.limits) if served[0] < SPREAD_MIN * served[1] else spread
-
-
 def predict(problem: Problem, spans: Spans, routing: Routing) -> Prediction:
     """The forecast, with the proven bound on the flow and the bottleneck in words."""
     outlook = forecast(problem, spans, routing)
@@ -118,22 +111,21 @@ def _parts(routing: Routing) -> list[_Part]:
 
 
 def _sessions(problem: Problem, spans: Spans, parts: list[_Part]) -> tuple[float, int]:
-    """Requests in flight that fit: as many as fit the layer with least KV room, whose holder with most room is named.
+    """Requests in flight that fit when they are routed like this, and the peer that is full first.
 
-    Routers avoid peers whose KV is full, so that the holders of a layer share its requests by their room.
+    A stage lets whole requests in, however little is missing for one more. Where there is no room for a single typical
+    one there may be for a shorter one, now and then.
     """
-    rooms = np.zeros(problem.layers)
-    each: dict[int, float] = {}
+    fullest, most = parts[0].index, inf
     for part in parts:
-        span = spans[part.index]
+        span, peer = spans[part.index], problem.peers[part.index]
         assert span is not None, "only peers with spans carry flow"
-        room = problem.peers[part.index].kv_room(span, problem.layers) / len(span) / problem.session_tokens
-        each[part.index] = min(room, float(problem.sessions_max))
-        rooms[span.start : span.stop] += each[part.index]
-    thinnest = int(rooms.argmin())
-    holders = [part.index for part in parts if thinnest in (spans[part.index] or Span(0, 1)).layers()]
-    tightest = max(holders, key=lambda index: each[index], default=parts[0].index)
-    return float(rooms[thinnest]), tightest
+        held = problem.session_tokens * part.layers / part.visits
+        room = min(peer.kv_room(span, problem.layers) / held, problem.sessions_max)
+        admitted = (room + ROUNDING) // 1 if room >= 1 else room
+        if admitted / part.visits < most:
+            fullest, most = part.index, admitted / part.visits
+    return most, fullest
 
 
 def _hops(problem: Problem, spans: Spans, routing: Routing) -> float:

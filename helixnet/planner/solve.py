@@ -17,10 +17,11 @@ from helixnet.planner.laid import laid_starts
 from helixnet.planner.largest import ROAM_PEERS_MAX, largest_flow
 from helixnet.planner.milp import MILP_LAYER_CHOICES_MAX, MILP_PEERS_MAX, solve_exactly
 from helixnet.planner.objective import BALANCED, PAPER, Objective
-from helixnet.planner.predict import planned_routing, predict
+from helixnet.planner.predict import predict
 from helixnet.planner.problem import Cancelled, Problem, Spans, Workload, from_snapshot, require_room
 from helixnet.planner.replan import repaired_start
 from helixnet.planner.search import Search
+from helixnet.planner.served import planned_routing
 from helixnet.planner.starts import starts
 
 BY_FLOW_SHARE = 0.25

@@ -9,8 +9,8 @@ from helixnet.core.errors import UsageError
 from helixnet.planner.artifact import Artifact
 from helixnet.planner.flow import CapacityModel, Edge
 from helixnet.planner.objective import THROUGHPUT
-from helixnet.planner.predict import planned_routing
 from helixnet.planner.problem import LINK_SHARE, PREFILL_CHUNK_TOKENS, PlanPeer, Problem, Spans
+from helixnet.planner.served import planned_routing
 from helixnet.planner.solve import Budget, place
 from helixnet.sim.paper.admission import OFFLINE
 from helixnet.sim.paper.feeder import FillKv, Lengths, lengths_of
@@ -113,16 +113,16 @@ class Comparison:
 def in_our_mode(problem: Problem, artifact: Artifact) -> Problem:
     """The paper's machines as our stages run them: prompts in pieces that hold nobody up, and batches as large as ours.
 
-    The authors' T(k) stands for what a machine does in their system; ours does what its timed batches allow.
+    The authors' T(k) stands for what a machine does in their system; ours does what its timed batches allow, in such
+    batches as its KV room lets it count on (`planner.problem.from_snapshot` plans our own peers by the same rule).
     """
-    peers = tuple(
-        replace(peer, capacity=tuple(problem.flow_per_token * _rate(peer) for _ in peer.capacity))
-        for peer in problem.peers
-    )
+    peers = tuple(replace(peer, capacity=_capacity(problem, peer)) for peer in problem.peers)
     pieces = max(1.0, artifact.constants.AVG_INPUT_LEN / PREFILL_CHUNK_TOKENS)
     return replace(problem, peers=peers, chunks=pieces, convoys=False)
 
 
-def _rate(peer: PlanPeer) -> float:
-    """Token-layers/s in the largest batch that ours take."""
-    return peer.batch_rate[min(Serving().decode_batch_max, len(peer.batch_rate)) - 1]
+def _capacity(problem: Problem, peer: PlanPeer) -> tuple[float, ...]:
+    """Token-layers/s by layers held, prompt tokens counted."""
+    most = min(Serving().decode_batch_max, len(peer.batch_rate))
+    batches = [min(most, max(1, room // (problem.session_tokens * problem.layers))) for room in peer.kv_token_layers]
+    return tuple([problem.flow_per_token * peer.batch_rate[batch - 1] for batch in batches])

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from helixnet.core.plan.plan import Placement
 from helixnet.core.presets import LAN
 from helixnet.planner.flow import CapacityModel
-from helixnet.planner.predict import forecast, planned_routing
+from helixnet.planner.predict import forecast
 from helixnet.planner.problem import Workload, from_snapshot
 from helixnet.planner.random_swarm import geography
+from helixnet.planner.served import planned_routing
 from helixnet.planner.solve import Budget, place, to_placement
 from helixnet.sim.scenarios import PATIENT
 from helixnet.sim.side_by_side import Served, serve

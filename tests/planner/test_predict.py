@@ -12,6 +12,7 @@ from helixnet.planner.artifact import Artifact
 from helixnet.planner.flow import CapacityModel, max_flow
 from helixnet.planner.predict import Forecast, forecast
 from helixnet.planner.problem import Problem, Spans, from_snapshot
+from helixnet.planner.served import served
 from tests.planner.small_artifact import FOLDER, needs_data
 from tests.planner.small_swarms import loopback_swarm
 
@@ -73,7 +74,20 @@ def test_pieces_of_a_prompt_follow_each_other_through_the_stages(problem: Proble
 
 def test_stages_admit_each_their_own_number_of_requests(problem: Problem) -> None:
     roomy = replace(with_kv(problem, 100.0), sessions_max=7)
-    assert outlook(roomy).sessions == pytest.approx(14.0), "two holders of each layer"
+    one_chain: Spans = (Span(0, 15), Span(15, 30), None, None)
+    assert outlook(roomy, one_chain).sessions == 7
+    assert served(roomy, HALVES, CapacityModel.EXACT)[1].sessions == 14, "two holders of each layer"
+
+
+def test_a_stage_lets_only_whole_requests_in(problem: Problem) -> None:
+    one_chain: Spans = (Span(0, 15), Span(15, 30), None, None)
+    room = 15 * problem.session_tokens
+    for tokens, requests in ((3 * room, 3), (4 * room - 1, 3), (4 * room, 4)):
+        peers = tuple(
+            replace(peer, kv_token_layers=(tokens,) * len(peer.kv_token_layers), kv_first=0, kv_last=0)
+            for peer in problem.peers
+        )
+        assert outlook(replace(problem, peers=peers), one_chain).sessions == requests
 
 
 def test_the_rate_falls_when_prompts_come_in_fewer_larger_pieces(problem: Problem) -> None:
@@ -106,7 +120,7 @@ def test_published_placements_come_out_in_the_order_of_their_simulations(model: 
     for instance in ("single24", "3cluster24"):
         problem, stored = artifact.problem(instance, "llama70b"), artifact.stored(instance, "llama70b")
         for method in ("helix-milp", "petals", "swarm"):
-            rates[instance, method] = outlook(problem, stored[method], model).tokens_per_s
+            rates[instance, method] = served(problem, stored[method], model)[1].tokens_per_s
     near = [rates["single24", method] for method in ("helix-milp", "petals", "swarm")]
     assert near == sorted(near, reverse=True)
     assert rates["3cluster24", "helix-milp"] > rates["3cluster24", "petals"]

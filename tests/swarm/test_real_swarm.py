@@ -59,7 +59,8 @@ def whole_model_says(prompts: list[tuple[int, ...]]) -> list[list[int]]:
 
 
 async def test_greedy_answers_through_three_peers_are_those_of_the_whole_model(swarm: RealSwarm) -> None:
-    for name, memory in (("a", "640MB"), ("b", "600MB"), ("c", "560MB")):
+    # Room for replicas of most layers, so that whatever is measured here spans overlap; for the whole model nowhere.
+    for name, memory in (("a", "640MB"), ("b", "630MB"), ("c", "620MB")):
         await swarm.start_peer(name, memory)
     async with swarm.client() as client:
         view = await until(client, serving(3))

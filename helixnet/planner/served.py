@@ -1,0 +1,64 @@
+"""The flow that is predicted to serve most: a max flow, unless KV memory and not compute ends what a swarm serves.
+
+A request holds KV at each of its stages for its whole life. So where KV limits, peers should be visited in proportion
+to the requests they have room for, and no peer more often than it can compute: a max flow again (Little's law), in
+which a peer's capacity is also the requests that it has room for times the pace at which each of them moves. The
+slower the pace, the more this is a flow of KV room; the faster, the more of compute. The pace is that of the forecast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from helixnet.core.types import Span
+from helixnet.planner.flow import CapacityModel, Routing, max_flow
+from helixnet.planner.predict import Forecast, forecast
+from helixnet.planner.problem import PlanPeer, Problem, Spans
+
+SPREAD_MIN = 0.99
+"""Share of what the best flow would serve that one which is spread over the peers must serve."""
+PACES = (1.0, 0.85, 0.7, 1.2)
+"""Times the pace of the forecast: a flow by KV room lets more in, and then each of them moves more slowly."""
+
+
+def served(problem: Problem, spans: Spans, model: CapacityModel) -> tuple[Routing, Forecast]:
+    """What a search takes a placement to serve, by one flow or two."""
+    quick = max_flow(problem, spans, model)
+    outlook = forecast(problem, spans, quick)
+    if not outlook.kv_limited or outlook.tokens_per_s <= 0:
+        return quick, outlook
+    paced = max_flow(at_pace(problem, spans, outlook.tokens_per_s / outlook.sessions), spans, model)
+    better = forecast(problem, spans, paced)
+    return (paced, better) if better.tokens_per_s > outlook.tokens_per_s else (quick, outlook)
+
+
+def planned_routing(problem: Problem, spans: Spans, model: CapacityModel) -> Routing:
+    """The flow that a plan says: spread over peers that can share it, unless another is predicted to serve more."""
+    spread = max_flow(problem, spans, model, final=True)
+    found = [spread, max_flow(problem, spans, model)]
+    outlooks = [forecast(problem, spans, each) for each in found]
+    most = max(outlooks, key=lambda outlook: outlook.tokens_per_s)
+    if most.kv_limited and most.tokens_per_s > 0:
+        pace = most.tokens_per_s / most.sessions
+        paced = [at_pace(problem, spans, pace * factor) for factor in PACES]
+        for final in (True, False):
+            found += [max_flow(each, spans, model, final=final) for each in paced]
+        outlooks = [forecast(problem, spans, each) for each in found]
+    rates = [outlook.tokens_per_s for outlook in outlooks]
+    chosen = next(each for each, rate in zip(found, rates, strict=True) if rate >= SPREAD_MIN * max(rates))
+    return replace(chosen, limits=spread.limits)
+
+
+def at_pace(problem: Problem, spans: Spans, tokens_per_s: float) -> Problem:
+    """The same with peers that carry no more than their KV room lets in, each request at so many decoded tokens/s."""
+    peers = [
+        peer if span is None else _paced(problem, peer, span, tokens_per_s)
+        for peer, span in zip(problem.peers, spans, strict=True)
+    ]
+    return replace(problem, peers=tuple(peers))
+
+
+def _paced(problem: Problem, peer: PlanPeer, span: Span, tokens_per_s: float) -> PlanPeer:
+    requests = min(peer.kv_room(span, problem.layers) / (problem.session_tokens * len(span)), problem.sessions_max)
+    most = requests * len(span) * tokens_per_s * problem.flow_per_token
+    return replace(peer, capacity=tuple([min(each, most) for each in peer.capacity]))

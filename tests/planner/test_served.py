@@ -1,0 +1,80 @@
+"""Where KV memory limits, flow goes where there is room for requests, and more is served."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from helixnet.core.types import Span
+from helixnet.planner.flow import CapacityModel, max_flow
+from helixnet.planner.predict import forecast
+from helixnet.planner.problem import Problem, Spans, from_snapshot
+from helixnet.planner.served import at_pace, planned_routing, served
+from tests.planner.small_swarms import loopback_swarm
+
+HALVES: Spans = (Span(0, 15), Span(15, 30), Span(0, 15), Span(15, 30))
+
+
+def uneven(slowdown: float = 4.0) -> Problem:
+    """Four peers alike, but for two that are slower and have room for ten requests, where the others have for two."""
+    problem = from_snapshot(loopback_swarm(900, 900, 900, 900))
+    peers = []
+    for number, peer in enumerate(problem.peers):
+        slower, requests = (slowdown, 10) if number < 2 else (1.0, 2)
+        room = requests * 15 * problem.session_tokens
+        peers.append(
+            replace(
+                peer,
+                capacity=tuple(rate / slower for rate in peer.capacity),
+                batch_rate=tuple(rate / slower for rate in peer.batch_rate),
+                decode_s=peer.decode_s * slower,
+                kv_token_layers=(room,) * len(peer.kv_token_layers),
+                kv_first=0,
+                kv_last=0,
+            )
+        )
+    # Hops of a second: what is served is what is in flight.
+    return replace(problem, peers=tuple(peers), link_s=problem.link_s + 1.0, prompt_link_s=problem.prompt_link_s + 1.0)
+
+
+def test_flow_follows_kv_room_where_that_limits() -> None:
+    problem = uneven()
+    plain = forecast(problem, HALVES, max_flow(problem, HALVES, CapacityModel.EXACT))
+    routing, outlook = served(problem, HALVES, CapacityModel.EXACT)
+    assert plain.kv_limited
+    assert outlook.tokens_per_s > 1.5 * plain.tokens_per_s
+    assert outlook.sessions == pytest.approx(12)
+    assert routing.loads[0] > 3 * routing.loads[2], "the slow peers with much room do most"
+
+
+def test_flow_is_left_alone_where_there_is_room_for_everybody() -> None:
+    problem = replace(from_snapshot(loopback_swarm(900, 900, 900, 900)), sessions_max=100_000)
+    peers = tuple(replace(peer, kv_token_layers=(10**9,) * len(peer.kv_token_layers)) for peer in problem.peers)
+    roomy = replace(problem, peers=peers)
+    routing, outlook = served(roomy, HALVES, CapacityModel.EXACT)
+    assert not outlook.kv_limited
+    assert routing.edges == max_flow(roomy, HALVES, CapacityModel.EXACT).edges
+
+
+def test_no_peer_is_sent_more_requests_than_it_has_room_for() -> None:
+    problem = uneven()
+    routing, outlook = served(problem, HALVES, CapacityModel.EXACT)
+    for peer, span, load in zip(problem.peers, HALVES, routing.loads, strict=True):
+        assert span is not None
+        there = outlook.sessions * load / routing.tokens_per_s * problem.session_tokens
+        assert there <= peer.kv_room(span, problem.layers) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("slowdown", [1.0, 2.0, 4.0, 16.0])
+def test_what_is_planned_serves_as_much_as_what_a_search_saw(slowdown: float) -> None:
+    problem = uneven(slowdown)
+    planned = forecast(problem, HALVES, planned_routing(problem, HALVES, CapacityModel.EXACT))
+    assert planned.tokens_per_s >= 0.99 * served(problem, HALVES, CapacityModel.EXACT)[1].tokens_per_s
+
+
+def test_a_slow_pace_leaves_only_kv_room_and_a_fast_one_only_compute() -> None:
+    problem = uneven()
+    slow, fast = (max_flow(at_pace(problem, HALVES, pace), HALVES, CapacityModel.EXACT) for pace in (1e-3, 1e6))
+    assert slow.tokens_per_s == pytest.approx(12 * 1e-3)
+    assert fast.edges == max_flow(problem, HALVES, CapacityModel.EXACT).edges
