@@ -130,6 +130,8 @@ class Peer:
 
     def tick(self, now: float) -> list[Effect]:
         """Let time pass for every machine of this peer."""
+        if not self._is_due(now):
+            return []
         effects = [*self.stage.tick(now), *self.entry.tick(now), *self.follower.tick(now)]
         if self.membership.expire(now, owed_heartbeats=self.coordinator.term > 0):
             self.coordinator.news(now)
@@ -151,17 +153,30 @@ class Peer:
         stage = min(self.stage.deadline(), self.entry.deadline(), self.follower.deadline())
         return min(stage, self.coordinator.deadline(), self._timers.heartbeat_at, self._timers.publish_at)
 
+    def _is_due(self, now: float) -> bool:
+        """Whether a tick would do anything; who only follows is mostly ticked for nothing.
+
+        Elections, silence and views are not in `deadline`: they can wait for the next tick, and peers that
+        start together should not claim at the same moment.
+        """
+        return (
+            self.coordinator.term > 0
+            or now >= self.deadline()
+            or now >= self.election.deadline(self.capability is not None and not self.leaving)
+            or now >= self.membership.deadline(owed_heartbeats=False)
+            or (bool(self._timers.subscribers) and now >= self._views_at)
+        )
+
     # --- what the daemon tells it ------------------------------------------------------------------
 
     def listed(self, records: list[PeerRecord], now: float) -> list[Effect]:
         """The directory was read: newcomers are seen, and a newcomer sees whom to report to."""
-        known = {member.record.peer for member in self.membership.live()}
-        self.membership.listed(records, now)
-        for record in records:
-            self.election.see_term(record.term)
-        if {member.record.peer for member in self.membership.live()} != known:
+        if self.membership.listed(records, now):
             self.coordinator.news(now)
             self._timers.view_due = True
+        self.election.see_term(max((record.term for record in records), default=0))
+        if self.election.holder is not None:
+            return []
         best = max((r for r in records if r.coordinator is not None), key=lambda r: (r.term, r.peer), default=None)
         if best is None or best.coordinator is None or not self.election.told_of(best.coordinator, best.term, now):
             return []
@@ -280,10 +295,16 @@ class Peer:
             case wire.PlanReady():
                 return self.coordinator.ready(sender, message, self._records(now), now)
             case wire.GetView():
-                if message.subscribe and len(self._timers.subscribers) < self.config.subscribers_max:
-                    self._timers.subscribers.add(sender)
-                return [Send(sender, self.view(now))]
+                return self._asked_for_views(sender, message, now)
         return []
+
+    def _asked_for_views(self, sender: PeerId, message: wire.GetView, now: float) -> list[Effect]:
+        timers = self._timers
+        if message.subscribe and len(timers.subscribers) < self.config.subscribers_max:
+            if not timers.subscribers:
+                timers.view_at, timers.view_due = now, False  # the first hears all there is with the answer
+            timers.subscribers.add(sender)
+        return [Send(sender, self.view(now))]
 
     def _announced(self, sender: PeerId, record: PeerRecord, now: float) -> list[Effect]:
         if record.peer != sender:
@@ -391,9 +412,13 @@ class Peer:
         )
 
     def _push_views(self, now: float) -> list[Effect]:
+        return self._views(now) if now >= self._views_at else []
+
+    @property
+    def _views_at(self) -> float:
+        """When subscribers are to hear again."""
         timers = self._timers
-        pause_s = self.config.view_pause_s if timers.view_due else self.config.view_renew_s
-        return self._views(now) if now >= timers.view_at + pause_s else []
+        return timers.view_at + (self.config.view_pause_s if timers.view_due else self.config.view_renew_s)
 
     def _views(self, now: float) -> list[Effect]:
         self._timers.view_at, self._timers.view_due = now, False

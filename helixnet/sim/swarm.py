@@ -238,13 +238,15 @@ class Swarm:
         one = self.peers.get(name)
         if one is None:
             return
-        measured = []
-        for member in one.peer.membership.live()[:LINKS_MAX]:
-            target = member.record.peer
-            link, back = self.world.link(name, target), self.world.link(target, name)
-            measured.append(LinkMeasure(target, link.latency_s + back.latency_s, link.bandwidth))
-        one.peer.links = tuple(measured)
+        known = {measure.target: measure for measure in one.peer.links}
+        live = [member.record.peer for member in one.peer.membership.live()[:LINKS_MAX]]
+        one.peer.links = tuple([known.get(target) or self._measure(name, target) for target in live])
         self.engine.after(LINKS_S, self._measure_links, name)
+
+    def _measure(self, source: PeerId, target: PeerId) -> LinkMeasure:
+        """What is true of a link stays true."""
+        link, back = self.world.link(source, target), self.world.link(target, source)
+        return LinkMeasure(target, link.latency_s + back.latency_s, link.bandwidth)
 
     # --- effects -----------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from helixnet.core.machine import Effect, Send
-from helixnet.core.swarm.election import Candidate, Election, LeaseConfig, rank, stability
+from helixnet.core.swarm.election import Candidate, Election, LeaseConfig, place, stability
 from helixnet.core.types import PeerId
 from helixnet.core.wire.messages import Lease, Resign
 
@@ -136,7 +136,9 @@ def test_a_holder_that_hears_of_a_higher_term_claims_above_it() -> None:
 
 
 def test_rank_prefers_uptime_in_doublings_then_the_larger_id() -> None:
-    assert rank([Candidate(A, 500.0), Candidate(B, 20.0), Candidate(C, 25.0)]) == [A, C, B]
+    everyone = [Candidate(A, 500.0), Candidate(B, 20.0), Candidate(C, 25.0)]
+    assert [place(one, everyone, most=8) for one in everyone] == [0, 2, 1]
+    assert place(everyone[1], everyone, most=1) == 1
     assert [stability(s) for s in (0, 59, 61, 121, 3600)] == [0, 0, 1, 2, 6]
 
 

@@ -86,3 +86,37 @@ def test_one_that_leaves_drains() -> None:
     membership = members()
     membership.announced(record(), 0.0)
     assert membership.left(A) and states(membership) == {A: "draining"}
+
+
+def test_the_dead_are_forgotten_however_often_the_directory_is_read() -> None:
+    membership = members()
+    membership.listed([record()], 0.0)
+    for now in (9.0, 60.0, 108.0):
+        membership.listed([], now)
+        membership.expire(now, owed_heartbeats=False)
+    assert states(membership) == {A: "dead"}
+    membership.expire(9.0 + CONFIG.forget_s, owed_heartbeats=False)
+    assert membership.members() == []
+
+
+def test_reading_the_directory_tells_whether_somebody_came_or_went() -> None:
+    membership = members()
+    assert membership.listed([record()], 0.0)
+    assert not membership.listed([record(uptime_s=5.0)], 4.0), "a newer record of the same peer"
+    membership.gone(A, 5.0)
+    assert membership.listed([record(uptime_s=1.0)], 6.0), "it was started again"
+    assert not membership.listed([], 7.0), "not silent for long enough"
+    assert membership.listed([], 20.0) and not membership.listed([], 21.0)
+    assert membership.live() == []
+
+
+def test_nothing_is_due_before_the_deadline() -> None:
+    membership = members()
+    membership.announced(record(), 0.0)
+    assert membership.deadline(owed_heartbeats=False) == float("inf")
+    assert not membership.expire(3.9, owed_heartbeats=True)
+    assert membership.deadline(owed_heartbeats=True) == CONFIG.suspect_s
+    assert membership.expire(CONFIG.suspect_s, owed_heartbeats=True)
+    assert membership.deadline(owed_heartbeats=False) == CONFIG.dead_s
+    assert membership.expire(CONFIG.dead_s, owed_heartbeats=False)
+    assert membership.deadline(owed_heartbeats=False) == CONFIG.dead_s + CONFIG.forget_s

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from helixnet.core.peer import Peer
 from helixnet.core.route.request import Request
 from helixnet.core.stage.stage import StageMachine
 from helixnet.core.types import SessionId
@@ -32,6 +33,18 @@ def test_the_stories_are_stories() -> None:
     assert all(tally.requests and all(r.tokens == r.output_tokens for r in tally.requests) for tally in tallies)
     assert sum(tally.retries for tally in tallies) > 0
     assert sum(tally.events.get("plan.active", 0) for tally in tallies) > len(tallies)
+
+
+def test_ticks_that_are_left_out_would_have_done_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def digests() -> list[str]:
+        simulations = [Simulation(story(seed)) for seed in range(4)]
+        for simulation in simulations:
+            simulation.run()
+        return [simulation.engine.digest() for simulation in simulations]
+
+    sparing = digests()
+    monkeypatch.setattr(Peer, "_is_due", lambda self, now: True)
+    assert digests() == sparing
 
 
 def _digest_elsewhere(hash_seed: int) -> str:

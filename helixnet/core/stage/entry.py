@@ -59,6 +59,8 @@ class EntryMachine:
         self.sessions: dict[SessionId, EntrySession] = {}
         self._stage = stage
         self._config = config
+        self._due_at = NEVER
+        """No session is due before; each may well be due later than when this was set."""
 
     # --- opening -----------------------------------------------------------------------------------
 
@@ -69,6 +71,7 @@ class EntryMachine:
             return [Send(sender, wire.Refused(session=message.session, peer=self.me, code=code, reason=reason))]
         peers = [stage.peer for stage in message.pipeline]
         self.sessions[message.session] = EntrySession(sender, message, set(peers), now, now, dict.fromkeys(peers, now))
+        self._due_at = min(self._due_at, now + self._config.reserve_s)
         last = len(peers) - 1
         return [
             Send(
@@ -116,6 +119,7 @@ class EntryMachine:
         if session.waiting:
             return []
         session.progress_at = now
+        self._due_at = min(self._due_at, now + self._config.ping_s)
         effects: list[Effect] = [Send(session.client, wire.Opened(session=message.session))]
         prompt, chunk = session.open.prompt, self._config.prefill_chunk_tokens
         layers = session.open.pipeline[0].layers
@@ -202,8 +206,8 @@ class EntryMachine:
         return effects
 
     def deadline(self) -> float:
-        """When the next ping, reservation or stall is due."""
-        return min((self._due(session) for session in self.sessions.values()), default=NEVER)
+        """Until when no ping, reservation or stall is due."""
+        return self._due_at
 
     def _due(self, session: EntrySession) -> float:
         if session.waiting:
@@ -212,10 +216,13 @@ class EntryMachine:
 
     def tick(self, now: float) -> list[Effect]:
         """Ping quiet rings, suspect the silent, end what has stalled."""
+        if now < self._due_at:
+            return []
         effects: list[Effect] = []
         for session_id, session in list(self.sessions.items()):
             if now >= self._due(session):
                 effects += self._wake(session_id, session, now)
+        self._due_at = min((self._due(session) for session in self.sessions.values()), default=NEVER)
         return effects
 
     def _wake(self, session_id: SessionId, session: EntrySession, now: float) -> list[Effect]:

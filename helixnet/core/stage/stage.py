@@ -64,6 +64,8 @@ class StageMachine:
         self._config = config
         self._batcher = Batcher(config.decode_batch_max, config.prefill_budget_tokens)
         self._running: tuple[Work, ...] = ()
+        self._idle_at = NEVER
+        """No session has been idle for too long before; it only grows later while they are active."""
         self._prompt_token_s = 0.0
         """What one costs lately, with the decode steps beside it."""
         self._row_bytes = manifest.hidden_size * DTYPE_BYTES[manifest.dtype]
@@ -83,15 +85,18 @@ class StageMachine:
     # --- machine -----------------------------------------------------------------------------------
 
     def deadline(self) -> float:
-        """When the next idle session is due."""
-        return min((s.active_at for s in self.sessions.values()), default=NEVER) + self._config.idle_s
+        """Until when no session has been idle for too long."""
+        return self._idle_at
 
     def tick(self, now: float) -> list[Effect]:
         """Release idle sessions."""
+        if now < self._idle_at:
+            return []
         idle = [s.session for s in self.sessions.values() if now >= s.active_at + self._config.idle_s]
         effects: list[Effect] = []
         for session in idle:
             effects += [Emit(Event("session.idle", {"session": session})), *self.release(session)]
+        self._idle_at = min((s.active_at for s in self.sessions.values()), default=NEVER) + self._config.idle_s
         return effects
 
     def reserve(self, sender: PeerId, message: wire.Reserve, now: float) -> list[Effect]:
@@ -114,6 +119,7 @@ class StageMachine:
             sampling=message.sampling,
             active_at=now,
         )
+        self._idle_at = min(self._idle_at, now + self._config.idle_s)
         return [
             OpenKv(message.session, layers, message.tokens_max),
             Send(sender, wire.Reserved(session=message.session)),

@@ -8,12 +8,13 @@ changes efficiency. Two sides of a partition each elect one; when it heals, the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 import msgspec
 
-from helixnet.core.machine import Effect, Emit, Event, Send
+from helixnet.core.machine import NEVER, Effect, Emit, Event, Send
 from helixnet.core.types import PeerId
 from helixnet.core.wire.messages import Lease, Resign
 
@@ -30,6 +31,8 @@ class LeaseConfig(msgspec.Struct, frozen=True, kw_only=True):
     claim_stagger_s: float = 0.7
     """The second in rank waits this much longer than the first, the third twice, and so on."""
     stagger_ranks_max: int = 8
+    look_s: float = 0.25
+    """While nobody holds the lease, ranks may change: they are looked at this often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +48,13 @@ def stability(uptime_s: float) -> int:
     return int(math.log2(max(1.0, uptime_s / 30.0)))
 
 
-def rank(candidates: list[Candidate]) -> list[PeerId]:
-    """Best first: longest stable, ties by id (the larger wins, as in comparing leases)."""
-    return [c.peer for c in sorted(candidates, key=lambda c: (stability(c.uptime_s), c.peer), reverse=True)]
+def place(mine: Candidate, others: Iterable[Candidate], most: int) -> int:
+    """How many of the others rank higher, at most `most`: the longer stable, ties by id (the larger wins, as in
+    comparing leases).
+    """
+    ours = stability(mine.uptime_s), mine.peer
+    above = (other for other in others if (stability(other.uptime_s), other.peer) > ours)
+    return sum(1 for _ in islice(above, most))
 
 
 class Election:
@@ -64,6 +71,7 @@ class Election:
         self._expires_at = -math.inf
         self._renew_at = -math.inf
         self._vacant_since = now + config.settle_s
+        self._look_at = -math.inf
         self._told_of = 0
 
     def i_hold(self, now: float) -> bool:
@@ -128,6 +136,14 @@ class Election:
         self.holder, self._expires_at = None, -math.inf
         return [Send(c.peer, Resign(term=self.term)) for c in live if c.peer != self.me]
 
+    def deadline(self, may_claim: bool) -> float:
+        """Until when `tick` has nothing to do."""
+        if self.holder is not None and self.holder != self.me:
+            return self._expires_at
+        if self.holder == self.me and self.term == self._strength[0]:
+            return min(self._renew_at, self._expires_at)
+        return max(self._vacant_since, self._look_at) if may_claim else NEVER
+
     def tick(
         self, now: float, mine: Candidate | None, live: Callable[[], list[Candidate]], addresses: tuple[str, ...]
     ) -> list[Effect]:
@@ -143,9 +159,10 @@ class Election:
         if mine is None or (self.holder is not None and not outbid) or now < self._vacant_since:
             return []
         others = live()
-        order = rank([mine, *others])
-        place = 0 if outbid else min(order.index(self.me), self._config.stagger_ranks_max)
-        if now < self._vacant_since + place * self._config.claim_stagger_s:
+        behind = 0 if outbid else place(mine, others, self._config.stagger_ranks_max)
+        turn_at = self._vacant_since + behind * self._config.claim_stagger_s
+        if now < turn_at:
+            self._look_at = min(turn_at, now + self._config.look_s)
             return []
         self.term += 1
         self.holder, self.addresses = self.me, addresses

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 
 import msgspec
 
+from helixnet.core.machine import NEVER
 from helixnet.core.plan.plan import PEERS_MAX
 from helixnet.core.swarm.records import PeerRecord
 from helixnet.core.types import PeerId
-
-LOOKS = 16
-"""Silence is looked for this often within the time that makes a member suspect."""
 
 
 class MembershipConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,65 +45,75 @@ class Member:
 
 
 class Membership:
-    """The members of one swarm, ourselves left out. Keeps at most PEERS_MAX."""
+    """The members of one swarm, ourselves left out. Keeps at most PEERS_MAX.
+
+    There may be thousands, and time passes several times a second: only what is due is looked at.
+    """
 
     def __init__(self, me: PeerId, manifest_hash: str, config: MembershipConfig) -> None:
         self.me = me
         self._manifest_hash = manifest_hash
         self._config = config
         self._members: dict[PeerId, Member] = {}
+        self._suspects: set[PeerId] = set()
+        self._dead: set[PeerId] = set()
+        self._sorted: list[Member] | None = None
+        """What `members` answers, until one comes or is forgotten."""
         self._live: list[Member] | None = None
-        """What `live` answers, until something changes."""
-        self._look_at = -math.inf
+        """What `live` answers, until one comes, goes or returns."""
+        self._due_at = NEVER
+        """No suspect dies and no dead is forgotten before."""
+        self._quiet_since = -math.inf
+        """Every live member was heard of then or later."""
 
-    def listed(self, records: list[PeerRecord], now: float) -> None:
-        """The directory was read: new peers become members; silent ones stay until they are dead."""
-        self._live = None
+    def listed(self, records: list[PeerRecord], now: float) -> bool:
+        """The directory was read: new peers become members; silent ones stay until they are dead.
+
+        Returns whether somebody came or went.
+        """
+        changed = False
         for record in records:
-            if record.peer == self.me or record.manifest_hash != self._manifest_hash:
-                continue
             member = self._members.get(record.peer)
             if member is None:
-                if len(self._members) < PEERS_MAX:
-                    self._members[record.peer] = Member(record, now)
-            elif record.uptime_s < member.record.uptime_s - 1.0 and member.dead_since is None and not member.direct:
-                self._members[record.peer] = Member(record, now)  # it was restarted
-            elif record.uptime_s > member.record.uptime_s and member.dead_since is None:
+                changed |= self._add(record, now)
+            elif member.dead_since is not None or record.manifest_hash != self._manifest_hash:
+                continue
+            elif record.uptime_s > member.record.uptime_s:
                 member.record = record
                 if not member.direct:
                     member.heard_at = now
-        listed = {record.peer for record in records}
-        gone = [
-            peer
-            for peer, member in self._members.items()
-            if peer not in listed and not member.direct and now - member.heard_at > self._config.dead_s
-        ]
-        for peer in gone:
-            self._bury(self._members[peer], now)
+            elif record.uptime_s < member.record.uptime_s - 1.0 and not member.direct:  # it was restarted
+                member.record, member.heard_at = record, now
+                changed |= self._cleared(member)
+        for peer in self._members.keys() - {record.peer for record in records}:
+            member = self._members[peer]
+            silent = not member.direct and now - member.heard_at > self._config.dead_s
+            if silent and member.dead_since is None:
+                changed |= member.suspect_since is None
+                self._bury(member, now)
+        return changed
 
     def announced(self, record: PeerRecord, now: float) -> bool:
         """A member spoke to us itself. Returns whether this is news that matters to planning."""
         if record.peer == self.me or record.manifest_hash != self._manifest_hash:
             return False
         member = self._members.get(record.peer)
-        if member is None and len(self._members) >= PEERS_MAX:
+        if member is None:
+            if self._add(record, now):
+                self._members[record.peer].direct = True
+                return True
             return False
-        self._live = None
-        old = member.record if member is not None and member.dead_since is None else None
-        self._members[record.peer] = Member(record, now, direct=True)
-        return (
-            old is None
-            or old.state != record.state
-            or (old.capability is None) != (record.capability is None)
-            or (member is not None and member.suspect_since is not None)
-        )
+        old = member.record
+        member.record, member.heard_at, member.direct = record, now, True
+        returned = self._cleared(member)
+        return returned or old.state != record.state or (old.capability is None) != (record.capability is None)
 
     def heard(self, peer: PeerId, now: float) -> None:
         """Any word of a peer counts as life."""
         member = self._members.get(peer)
         if member is not None and member.dead_since is None:
             if member.suspect_since is not None:
-                member.suspect_since, self._live = None, None
+                self._cleared(member)
             member.heard_at, member.direct = now, True
 
     def gone(self, peer: PeerId, now: float) -> bool:
@@ -113,7 +121,7 @@ class Membership:
         member = self._members.get(peer)
         if member is None or member.state in ("suspect", "dead"):
             return False
-        member.suspect_since, self._live = now, None
+        self._suspect(member, now)
         return True
 
     def left(self, peer: PeerId) -> bool:
@@ -122,31 +130,78 @@ class Membership:
         if member is None or member.state in ("draining", "dead"):
             return False
         member.record = msgspec.structs.replace(member.record, state="draining")
-        self._live = None
         return True
+
+    def deadline(self, owed_heartbeats: bool) -> float:
+        """Until when `expire` has nothing to do."""
+        silent_at = self._quiet_since + self._config.suspect_s if owed_heartbeats else NEVER
+        return min(self._due_at, silent_at)
 
     def expire(self, now: float, owed_heartbeats: bool) -> bool:
         """Let silence take effect; `owed_heartbeats` says whether members report to us. Returns whether it did."""
-        if now < self._look_at:
+        if now < self.deadline(owed_heartbeats):
             return False
-        self._look_at = now + self._config.suspect_s / LOOKS
-        changed = False
-        for peer, member in sorted(self._members.items()):
-            if member.dead_since is not None:
-                if now - member.dead_since > self._config.forget_s:
-                    del self._members[peer]
-                continue
-            silent_s = now - member.heard_at
-            if owed_heartbeats and member.suspect_since is None and silent_s > self._config.suspect_s:
-                member.suspect_since, changed, self._live = now, True, None
-            limit_s = self._config.dead_s - self._config.suspect_s
-            if member.suspect_since is not None and now - member.suspect_since > limit_s:
+        changed = self._suspect_silent(now) if owed_heartbeats else False
+        dies_s, self._due_at = self._config.dead_s - self._config.suspect_s, NEVER
+        for peer in sorted(self._suspects):
+            member = self._members[peer]
+            assert member.suspect_since is not None, "it is among the suspects"
+            if now >= member.suspect_since + dies_s:
                 self._bury(member, now)
                 changed = True
+            else:
+                self._due_at = min(self._due_at, member.suspect_since + dies_s)
+        for peer in sorted(self._dead):
+            member = self._members[peer]
+            assert member.dead_since is not None, "it is among the dead"
+            if now >= member.dead_since + self._config.forget_s:
+                self._dead.discard(peer)
+                del self._members[peer]
+                self._sorted = None
+            else:
+                self._due_at = min(self._due_at, member.dead_since + self._config.forget_s)
         return changed
+
+    def _suspect_silent(self, now: float) -> bool:
+        """Suspect whoever has not been heard of for too long. Returns whether there was somebody."""
+        since, found = now, False
+        for member in self._members.values():
+            if member.suspect_since is None and member.dead_since is None:
+                if now >= member.heard_at + self._config.suspect_s:
+                    self._suspect(member, now)
+                    found = True
+                else:
+                    since = min(since, member.heard_at)
+        self._quiet_since = since
+        return found
+
+    def _add(self, record: PeerRecord, now: float) -> bool:
+        """A new member, if it is one of this swarm and there is room."""
+        if record.peer == self.me or record.manifest_hash != self._manifest_hash or len(self._members) >= PEERS_MAX:
+            return False
+        self._members[record.peer] = Member(record, now)
+        self._sorted = self._live = None
+        return True
+
+    def _suspect(self, member: Member, now: float) -> None:
+        member.suspect_since, self._live = now, None
+        self._suspects.add(member.record.peer)
+        self._due_at = min(self._due_at, now + (self._config.dead_s - self._config.suspect_s))
 
     def _bury(self, member: Member, now: float) -> None:
         member.dead_since, self._live = now, None
+        self._suspects.discard(member.record.peer)
+        self._dead.add(member.record.peer)
+        self._due_at = min(self._due_at, now + self._config.forget_s)
+
+    def _cleared(self, member: Member) -> bool:
+        """Nothing is held against a member any more. Returns whether something was."""
+        if member.suspect_since is None and member.dead_since is None:
+            return False
+        member.suspect_since = member.dead_since = self._live = None
+        self._suspects.discard(member.record.peer)
+        self._dead.discard(member.record.peer)
+        return True
 
     def get(self, peer: PeerId) -> Member | None:
         """The member, dead or alive."""
@@ -154,10 +209,12 @@ class Membership:
 
     def members(self) -> list[Member]:
         """All of them, the dead too, sorted by id."""
-        return [self._members[peer] for peer in sorted(self._members)]
+        if self._sorted is None:
+            self._sorted = [self._members[peer] for peer in sorted(self._members)]
+        return self._sorted
 
     def live(self) -> list[Member]:
         """Members that are neither suspect nor dead, sorted by id."""
         if self._live is None:
-            self._live = [member for member in self.members() if member.state not in ("suspect", "dead")]
+            self._live = [m for m in self.members() if m.suspect_since is None and m.dead_since is None]
         return self._live
