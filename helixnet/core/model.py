@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 
 import msgspec
 
@@ -11,7 +12,7 @@ from helixnet.core.types import LAYERS_MAX
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """The identity of a model: two peers share a pipeline only if their manifests hash alike.
 
     Sizes are of the weights as served (in `dtype`), not as stored. `weights_sha256` covers every weight
@@ -53,7 +54,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be positive, not {getattr(self, field)}")
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """SHA-256 (hex) of the canonical encoding of every field but `name`."""
         fields = msgspec.to_builtins(self)

@@ -120,13 +120,19 @@ class Peer:
             RemoteProtocolError: the sender broke the protocol; its channel should be closed.
         """
         self.membership.heard(sender, now)
-        if isinstance(message, Outcome):
+        # Most frequent first: these come by the million.
+        if isinstance(message, wire.Steps):
+            effects = self.stage.steps(sender, message, body, now)
+        elif isinstance(message, BatchDone):
+            effects = self.stage.done(message, now)
+        elif isinstance(message, wire.Sampled):
+            effects = self.entry.sampled(sender, message, now)
+        elif isinstance(message, Outcome):
             effects = self._outcome(sender, message, now)
-        elif isinstance(message, (wire.Steps, wire.Sampled)):
-            effects = self._work(sender, message, body, now)
         else:
             effects = self._swarm(sender, message, now) or self._session(sender, message, now)
-        return effects + self._follow_up(now)
+        followed = self.follower.settled(now)
+        return effects + followed if followed else effects
 
     def tick(self, now: float) -> list[Effect]:
         """Let time pass for every machine of this peer."""
@@ -146,7 +152,7 @@ class Peer:
         if now >= timers.publish_at:
             timers.publish_at = now + self.config.publish_s
             effects.append(self._publish(now))
-        return effects + self._push_views(now) + self._follow_up(now)
+        return effects + self._push_views(now) + self.follower.settled(now)
 
     def deadline(self) -> float:
         """When `tick` wants to be called next: at least at every heartbeat."""
@@ -218,10 +224,8 @@ class Peer:
 
     # --- dispatch ----------------------------------------------------------------------------------
 
-    def _outcome(self, sender: PeerId, outcome: Outcome, now: float) -> list[Effect]:
+    def _outcome(self, sender: PeerId, outcome: Gone | Loaded | Dropped | Solved, now: float) -> list[Effect]:
         match outcome:
-            case BatchDone():
-                return self.stage.done(outcome, now)
             case Loaded():
                 self._timers.view_due = True
                 return [*self.follower.loaded(outcome, now), *self._announce(now)]
@@ -241,11 +245,6 @@ class Peer:
             effects.append(Emit(Event("member.suspect", {"peer": peer, "why": reason})))
         self.election.vacate(peer, now)
         return effects
-
-    def _work(self, sender: PeerId, message: wire.Steps | wire.Sampled, body: memoryview, now: float) -> list[Effect]:
-        if isinstance(message, wire.Steps):
-            return self.stage.steps(sender, message, body, now)
-        return self.entry.sampled(sender, message, now)
 
     def _session(self, sender: PeerId, message: wire.Message, now: float) -> list[Effect]:
         match message:
@@ -426,6 +425,3 @@ class Peer:
             return []
         view = self.view(now)
         return [Send(peer, view) for peer in sorted(self._timers.subscribers)]
-
-    def _follow_up(self, now: float) -> list[Effect]:
-        return self.follower.settled(now)

@@ -140,6 +140,7 @@ class Device:
         self.decode_layer_tokens = 0
         """... and of these the decode steps."""
         self._manifest = manifest
+        self._layers, self._dtype, self._width = manifest.layers, manifest.dtype, manifest.hidden_size
         self._timing = timing
         self._load_bytes_per_s = load_bytes_per_s
         self._loaded: set[int] = set()
@@ -187,10 +188,16 @@ class Device:
     def seconds(self, batch: Sequence[Work]) -> float:
         """How long a batch takes: in every layer, the decode steps and the prompt tokens that meet there."""
         first, timing = batch[0].layers, self._timing
-        if all(work.layers == first for work in batch):
-            decode = sum(work.decode for work in batch)
-            prompt = sum(work.tokens for work in batch if not work.decode)
-            return self.slowdown * len(first) * (timing.decode_s(decode) + timing.prefill_s(prompt))
+        decode = prompt = 0
+        for work in batch:
+            if work.layers is not first and work.layers != first:
+                break
+            if work.decode:
+                decode += 1
+            else:
+                prompt += work.tokens
+        else:
+            return self.slowdown * (first.stop - first.start) * (timing.decode_s(decode) + timing.prefill_s(prompt))
         ends = sorted({end for work in batch for end in (work.layers.start, work.layers.stop)})
         seconds = 0.0
         for start, stop in pairwise(ends):
@@ -206,39 +213,38 @@ class Device:
         return tuple([self._run(work) for work in batch])
 
     def _run(self, work: Work) -> Done:
-        kv = self._kv.get(work.session)
+        session, layers, activation = work.session, work.layers, work.activation
+        kv = self._kv.get(session)
         if kv is None:
-            return Done(session=work.session, error="the session was released")
-        layers, tokens = work.layers, work.tokens
-        if kv.layers != layers or kv.checked_at != self._moves:
+            return Done(session=session, error="the session was released")
+        if kv.checked_at != self._moves or (kv.layers is not layers and kv.layers != layers):
             self._check_layers(work, kv)
-        if work.position != kv.filled or kv.filled + tokens > kv.tokens_max:
-            broken(f"session {work.session}: position {work.position} where {kv.filled} of {kv.tokens_max} was due")
-        kv.filled += tokens
-        self.layer_tokens += tokens * len(layers)
-        self.decode_layer_tokens += work.decode * len(layers)
-        if work.token_ids is not None:
+        tokens = work.tokens if activation is None else activation.tokens
+        filled = kv.filled + tokens
+        if work.position != kv.filled or filled > kv.tokens_max:
+            broken(f"session {session}: position {work.position} where {kv.filled} of {kv.tokens_max} was due")
+        kv.filled = filled
+        layer_tokens = tokens * (layers.stop - layers.start)
+        self.layer_tokens += layer_tokens
+        if work.decode:
+            self.decode_layer_tokens += layer_tokens // tokens
+        if activation is not None:
+            kv.state, reached, position = _ROW.unpack_from(activation.data, (tokens - 1) * ROW_BYTES)
+            if reached != layers.start or position != filled:
+                broken(f"session {session}: rows of layer {reached}, position {position} came to {layers}")
+        else:
+            assert work.token_ids is not None, "work has either token ids or an activation"
             for token in work.token_ids:
                 kv.state = absorb(kv.state, token)
-        else:
-            self._check(work, kv)
-        if layers.stop < self._manifest.layers:
-            rows = _ROW.pack(kv.state, layers.stop, kv.filled) * tokens
-            activation = Activation(self._manifest.dtype, tokens, self._manifest.hidden_size, rows)
-            return Done(session=work.session, activation=activation)
+        if layers.stop < self._layers:
+            rows = _ROW.pack(kv.state, layers.stop, filled) * tokens
+            return Done(session=session, activation=Activation(self._dtype, tokens, self._width, rows))
         if work.sample is None:
-            return Done(session=work.session)
-        return Done(session=work.session, token_id=next_token(kv.state, self._manifest.vocab_size))
+            return Done(session=session)
+        return Done(session=session, token_id=next_token(kv.state, self._manifest.vocab_size))
 
     def _check_layers(self, work: Work, kv: _Kv) -> None:
         """Once for a session, and again whenever layers have been loaded or dropped."""
         if kv.layers != work.layers or not self._loaded.issuperset(work.layers.layers()):
             broken(f"session {work.session} runs {work.layers}, which is not what it opened or not loaded")
         kv.checked_at = self._moves
-
-    def _check(self, work: Work, kv: _Kv) -> None:
-        assert work.activation is not None, "work has either token ids or an activation"
-        state, reached, filled = _ROW.unpack(memoryview(work.activation.data)[-_ROW.size :])
-        if reached != work.layers.start or filled != kv.filled:
-            broken(f"session {work.session}: rows of layer {reached}, position {filled} came to {work.layers}")
-        kv.state = state

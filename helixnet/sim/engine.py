@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import heapq
 import random
 from collections.abc import Callable
+from heapq import heappop, heappush
 
 Action = Callable[..., None]
 
@@ -28,18 +28,18 @@ class Engine:
     def at(self, time: float, action: Action, *arguments: object) -> None:
         """Do `action(*arguments)` at `time` (now, if that is past)."""
         self._scheduled += 1
-        heapq.heappush(self._heap, (max(time, self.now), self._scheduled, action, arguments))
+        heappush(self._heap, (time if time > self.now else self.now, self._scheduled, action, arguments))
 
     def after(self, delay_s: float, action: Action, *arguments: object) -> None:
         """Do `action(*arguments)` so much later."""
         self._scheduled += 1
-        heapq.heappush(self._heap, (self.now + max(0.0, delay_s), self._scheduled, action, arguments))
+        heappush(self._heap, (self.now + delay_s if delay_s > 0.0 else self.now, self._scheduled, action, arguments))
 
     def run(self, until: float, stop: Callable[[], bool] | None = None) -> bool:
         """Let time pass up to `until`; `stop` is asked after every event. Returns whether it said so."""
         heap = self._heap
         while heap and heap[0][0] <= until:
-            self.now, _, action, arguments = heapq.heappop(heap)
+            self.now, _, action, arguments = heappop(heap)
             self.events += 1
             action(*arguments)
             if stop is not None and stop():

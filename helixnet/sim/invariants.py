@@ -28,6 +28,8 @@ class PeerWatch:
         self._peer = peer
         self._number = (0, 0)
         self._used = 0
+        self._sessions = 0
+        self._plan = peer.follower.plan
 
     def check(self) -> None:
         """After an event at this peer.
@@ -35,13 +37,15 @@ class PeerWatch:
         Raises:
             InvariantBroken: pages are over-committed or leaked, or a plan was followed by an older one.
         """
-        stage = self._peer.stage
+        stage, plan = self._peer.stage, self._peer.follower.plan
         pool = stage.pool
+        if pool.used == self._used and len(stage.sessions) == self._sessions and plan is self._plan:
+            return  # what is checked has not changed since it was
         if pool.used > pool.capacity and pool.used > self._used:
             broken(f"{self._peer.me}: {pool.used} KV pages are reserved of {pool.capacity}")
         if (pool.used > 0) != bool(stage.sessions):
             broken(f"{self._peer.me}: {pool.used} KV pages for {len(stage.sessions)} sessions")
-        self._used = pool.used
+        self._used, self._sessions, self._plan = pool.used, len(stage.sessions), plan
         number = self._peer.follower.number
         if number < self._number:
             broken(f"{self._peer.me} followed plan {self._number} and now {number}")

@@ -16,6 +16,8 @@ from helixnet.core.wire.codec import CHUNK_BYTES_MAX, Lane
 from helixnet.core.wire.messages import Message
 from helixnet.sim.engine import Engine
 
+_TOKEN = Lane.TOKEN
+"""Looking up a member of an enum costs as much as the rest of a comparison."""
 LOCAL_S = 0.0
 """A peer's messages to itself take no time."""
 RESEND_S_MIN = 0.2
@@ -62,6 +64,18 @@ class Line:
     waited_s_max: float = 0.0
 
 
+@dataclass(slots=True)
+class _Way:
+    """From one peer to another, as it is now."""
+
+    path: Path
+    line: Line
+    bandwidth: float
+    """Bytes/s, of which a slowed link has less."""
+    arrived_at: float = 0.0
+    """When its last token frame arrives."""
+
+
 class Network:
     """Carries frames: `deliver(source, target, frame)` is called when one arrives, never if the pair is cut by then."""
 
@@ -70,10 +84,8 @@ class Network:
         self._engine = engine
         self._topology = topology
         self._deliver = deliver
-        self._paths: dict[tuple[PeerId, PeerId], Path] = {}
+        self._ways: dict[tuple[PeerId, PeerId], _Way] = {}
         self._cut: set[tuple[PeerId, PeerId]] = set()
-        self._slowed: dict[tuple[PeerId, PeerId], float] = {}
-        self._arrived_at: dict[tuple[PeerId, PeerId], float] = {}
 
     # --- faults ------------------------------------------------------------------------------------
 
@@ -85,21 +97,23 @@ class Network:
         """The two can talk again."""
         self._cut -= {(one, other), (other, one)}
 
-    def is_cut(self, source: PeerId, target: PeerId) -> bool:
-        """Whether nothing arrives."""
-        return (source, target) in self._cut
+    def cut_from(self, target: PeerId) -> frozenset[PeerId]:
+        """Those of whom nothing arrives."""
+        return frozenset([source for source, other in self._cut if other == target])
 
     def slow(self, source: PeerId, target: PeerId, factor: float) -> None:
         """The link has so much of its bandwidth from now on."""
-        self._slowed[source, target] = factor
+        way = self._way((source, target))
+        way.bandwidth = way.path.bandwidth * factor
 
     # --- sending -----------------------------------------------------------------------------------
 
-    def path(self, source: PeerId, target: PeerId) -> Path:
-        """The way between two peers."""
-        found = self._paths.get((source, target))
+    def _way(self, pair: tuple[PeerId, PeerId]) -> _Way:
+        found = self._ways.get(pair)
         if found is None:
-            found = self._paths[source, target] = self._topology.path(source, target)
+            path = self._topology.path(*pair)
+            line = self.lines.setdefault(path.line, Line())
+            found = self._ways[pair] = _Way(path, line, path.bandwidth)
         return found
 
     def send(self, source: PeerId, target: PeerId, size: int, lane: Lane, frame: Frame) -> None:
@@ -111,20 +125,19 @@ class Network:
         pair = source, target
         if pair in self._cut:
             return
-        path = self.path(source, target)
-        line = self.lines.get(path.line)
-        if line is None:
-            line = self.lines[path.line] = Line()
-        seconds = size / (path.bandwidth * self._slowed.get(pair, 1.0))
+        way = self._ways.get(pair) or self._way(pair)
+        path, line = way.path, way.line
+        seconds = size / way.bandwidth
         line.busy_s += seconds
         line.bytes += size
         resent_s = 0.0
         if path.loss and engine.rng.random() < path.loss:
             resent_s = max(RESEND_S_MIN, 4 * path.latency_s)
-        if lane is Lane.TOKEN:
-            sent_at = self._overtake(line, path, seconds)
-            arrives_at = max(sent_at + path.latency_s + resent_s, self._arrived_at.get(pair, 0.0))
-            self._arrived_at[pair] = arrives_at
+        if lane is _TOKEN:
+            arrives_at = self._overtake(line, path, seconds) + path.latency_s + resent_s
+            if arrives_at < way.arrived_at:
+                arrives_at = way.arrived_at
+            way.arrived_at = arrives_at
             engine.at(arrives_at, self._arrive, source, target, frame)
         else:
             start = max(engine.now, line.bulk_free_at, line.token_free_at)
@@ -135,14 +148,16 @@ class Network:
 
     def _overtake(self, line: Line, path: Path, seconds: float) -> float:
         """When a token frame of so many seconds is through; what of bulk lies ahead is one chunk at most."""
-        now = self._engine.now
-        start = max(now, line.token_free_at)
+        now = start = self._engine.now
+        if line.token_free_at > now:
+            start = line.token_free_at
         if line.bulk_free_at > start:
             if line.token_free_at <= now:
                 start += min(line.bulk_free_at - now, CHUNK_BYTES_MAX / path.bandwidth) / 2
             line.bulk_free_at += seconds
             line.pushed_s += seconds
-        line.waited_s_max = max(line.waited_s_max, start - now)
+        if start - now > line.waited_s_max:
+            line.waited_s_max = start - now
         line.token_free_at = start + seconds
         return line.token_free_at
 
@@ -155,5 +170,5 @@ class Network:
             self._engine.after(rest_s, self._arrive, *item)
 
     def _arrive(self, source: PeerId, target: PeerId, frame: Frame) -> None:
-        if (source, target) not in self._cut:
+        if not self._cut or (source, target) not in self._cut:
             self._deliver(source, target, frame)

@@ -10,7 +10,7 @@ STEP_BYTES, SAMPLED_BYTES, TOKEN_BYTES = 28, 24, 60
 """Of an item of Steps or Sampled with a session id of 16 characters, and of a whole Token."""
 FRAME_BYTES = 24
 """Chunk and header lengths and the message's name."""
-SERVING = (
+SERVING = {
     wire.Steps,
     wire.Sampled,
     wire.Token,
@@ -22,7 +22,7 @@ SERVING = (
     wire.Release,
     wire.Cancel,
     wire.Broken,
-)
+}
 """Messages that serve requests; all others run the swarm."""
 
 
@@ -36,7 +36,7 @@ class Sizes:
     def of(self, message: Message, body: bytes | memoryview) -> int:
         """Bytes on the link, framing included."""
         if isinstance(message, wire.Steps):
-            return int(FRAME_BYTES + STEP_BYTES * len(message.items) + self._rows * len(body))
+            return FRAME_BYTES + STEP_BYTES * len(message.items) + int(self._rows * len(body))
         if isinstance(message, wire.Sampled):
             return FRAME_BYTES + SAMPLED_BYTES * len(message.items)
         if isinstance(message, wire.Token):
@@ -47,4 +47,4 @@ class Sizes:
 
     def serves(self, message: Message) -> bool:
         """Whether the message serves a request."""
-        return isinstance(message, SERVING)
+        return type(message) in SERVING

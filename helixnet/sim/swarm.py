@@ -198,12 +198,13 @@ class Swarm:
 
     def members(self, reader: PeerId) -> list[PeerRecord]:
         """What the directory tells `reader`; records of those it is cut off from do not reach it."""
-        entries = self._directory.get(members_key(NETWORK), {})
-        records = []
-        for owner, (expires, value) in sorted(entries.items()):
-            if expires > self.engine.now and not self.network.is_cut(owner, reader):
-                records.append(self._record(owner, value))
-        return records
+        entries, now, cut = (
+            self._directory.get(members_key(NETWORK), {}),
+            self.engine.now,
+            self.network.cut_from(reader),
+        )
+        alive = [owner for owner, (expires, _) in entries.items() if expires > now and owner not in cut]
+        return [self._record(owner, entries[owner][1]) for owner in sorted(alive)]
 
     def coordinator(self) -> PeerId | None:
         """Who coordinates: of several, the one of the highest term."""
@@ -252,26 +253,31 @@ class Swarm:
 
     def _apply(self, me: PeerId, effects: list[Effect]) -> None:
         for effect in effects:
-            match effect:
-                case Send():
-                    self.send(me, effect)
-                case RunBatch():
-                    self._run(me, effect)
-                case OpenKv():
-                    self.peers[me].device.open(effect.session, effect.layers, effect.tokens_max)
-                case ReleaseKv():
-                    self.peers[me].device.release(effect.session)
-                case Emit():
-                    self.on_event(self.engine.now, me, effect.event)
-                case Publish():
-                    self.engine.after(DIRECTORY_S, self._publish, me, effect)
-                case Solve():
-                    solved, seconds = self._solve(self._truly(effect))
-                    self.engine.after(seconds, self._came, me, me, solved)
-                case LoadSpan() | DropLayers():
-                    self._move(me, effect)
-        if self.config.checked and me in self.peers:
-            self.peers[me].watch.check()
+            if isinstance(effect, Send):
+                self.send(me, effect)
+            elif isinstance(effect, RunBatch):
+                self._run(me, effect)
+            else:
+                self._carry_out(me, effect)
+        if self.config.checked and (one := self.peers.get(me)) is not None:
+            one.watch.check()
+
+    def _carry_out(self, me: PeerId, effect: Effect) -> None:
+        """What does not come by the million."""
+        match effect:
+            case OpenKv():
+                self.peers[me].device.open(effect.session, effect.layers, effect.tokens_max)
+            case ReleaseKv():
+                self.peers[me].device.release(effect.session)
+            case Emit():
+                self.on_event(self.engine.now, me, effect.event)
+            case Publish():
+                self.engine.after(DIRECTORY_S, self._publish, me, effect)
+            case Solve():
+                solved, seconds = self._solve(self._truly(effect))
+                self.engine.after(seconds, self._came, me, me, solved)
+            case LoadSpan() | DropLayers():
+                self._move(me, effect)
 
     def _truly(self, effect: Solve) -> Solve:
         """The question with the model's real rows, which the planner charges links for."""
@@ -334,8 +340,8 @@ class Swarm:
         message, body = frame
         one = self.peers.get(to)
         if one is not None:
-            now = one.clock(self.engine.now)
-            self._apply(to, one.peer.receive(sender, message, now, memoryview(body)))
+            rows = body if isinstance(body, memoryview) else memoryview(body)
+            self._apply(to, one.peer.receive(sender, message, one.clock(self.engine.now), rows))
         elif to in self._clients:
             self._clients[to](to, sender, message)
 

@@ -27,13 +27,18 @@ class Batcher:
 
     def forget(self, session: SessionId) -> None:
         """Drop what is queued for a session."""
-        self._decode = deque(work for work in self._decode if work.session != session)
-        self._prefill = deque(work for work in self._prefill if work.session != session)
+        self._decode = deque([work for work in self._decode if work.session != session])
+        self._prefill = deque([work for work in self._prefill if work.session != session])
 
     def take(self) -> tuple[Work, ...]:
         """The next batch; empty if nothing is ready."""
+        chosen = {work.session for work in self._decode}
+        if len(chosen) == len(self._decode) <= self._decode_max:  # everybody at once, as is usual
+            everybody = tuple(self._decode)
+            self._decode.clear()
+            return (*everybody, *self._take_prefill(chosen)) if self._prefill else everybody
         batch: list[Work] = []
-        chosen: set[SessionId] = set()
+        chosen = set()
         later: deque[Work] = deque()
         while self._decode and len(batch) < self._decode_max:
             work = self._decode.popleft()

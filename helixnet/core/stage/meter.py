@@ -23,10 +23,10 @@ class Meter:
         self.total += tokens
         if not self._buckets or now - self._buckets[-1][0] >= BUCKET_S:
             self._buckets.append((now, {}))
+            self._expire(now)
         counts = self._buckets[-1][1]
         if source in counts or len(counts) < OBSERVED_MAX:
             counts[source] = counts.get(source, 0) + tokens
-        self._expire(now)
 
     def rates(self, now: float) -> tuple[Observed, ...]:
         """Tokens/s by source over the window, sorted by source."""

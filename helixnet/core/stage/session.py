@@ -36,3 +36,13 @@ class StageSession:
         self.layers, self.entry = pipeline[stage].layers, pipeline[0].peer
         self.next_hop = pipeline[stage + 1].peer if stage + 1 < len(pipeline) else None
         self.previous_hop = pipeline[stage - 1].peer if stage else None
+
+    def advance(self, position: int, tokens: int, now: float) -> str:
+        """So many tokens came for `position`. Returns what is wrong with that, in words; empty if nothing is."""
+        if position != self.next_position:
+            return f"position {position} came where {self.next_position} was due"
+        if position + tokens > self.tokens_max:
+            return f"more than the {self.tokens_max} tokens that were reserved came"
+        self.next_position = position + tokens
+        self.active_at = now
+        return ""

@@ -32,6 +32,10 @@ SMOOTHING = 0.1
 """Weight of the newest batch in what a prompt token costs."""
 
 
+_Onward = tuple[list[wire.StepItem], list[bytes | bytearray | memoryview]]
+"""What goes to one next hop in one lane, and its rows."""
+
+
 class StageConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds of a stage."""
 
@@ -66,6 +70,8 @@ class StageMachine:
         self._running: tuple[Work, ...] = ()
         self._idle_at = NEVER
         """No session has been idle for too long before; it only grows later while they are active."""
+        self._in_line = 0
+        """Prompt tokens of all sessions that have not run here yet."""
         self._prompt_token_s = 0.0
         """What one costs lately, with the decode steps beside it."""
         self._row_bytes = manifest.hidden_size * DTYPE_BYTES[manifest.dtype]
@@ -119,6 +125,7 @@ class StageMachine:
             sampling=message.sampling,
             active_at=now,
         )
+        self._in_line += message.prompt_tokens
         self._idle_at = min(self._idle_at, now + self._config.idle_s)
         return [
             OpenKv(message.session, layers, message.tokens_max),
@@ -144,9 +151,8 @@ class StageMachine:
             return "not_held", f"layers {mine.layers} are not served here"
         if message.session in self.sessions or len(self.sessions) >= self._config.sessions_max:
             return "busy", "too many sessions"
-        in_line = sum(session.prompt_left for session in self.sessions.values())
-        if in_line * self._prompt_token_s > self._config.backlog_s:
-            return "busy", f"{in_line} prompt tokens are in line"
+        if self._in_line * self._prompt_token_s > self._config.backlog_s:
+            return "busy", f"{self._in_line} prompt tokens are in line"
         return "", ""
 
     def steps(self, sender: PeerId, message: wire.Steps, body: memoryview, now: float) -> list[Effect]:
@@ -155,45 +161,54 @@ class StageMachine:
         Raises:
             RemoteProtocolError: the body is not what the items announce.
         """
-        if any(item.tokens < 1 or item.position < 0 for item in message.items):
-            raise RemoteProtocolError("a step has no tokens or a negative position")
-        if sum(item.tokens for item in message.items) * self._row_bytes != body.nbytes:
+        row_bytes, tokens = self._row_bytes, 0
+        for item in message.items:
+            if item.tokens < 1 or item.position < 0:
+                raise RemoteProtocolError("a step has no tokens or a negative position")
+            tokens += item.tokens
+        if tokens * row_bytes != body.nbytes:
             raise RemoteProtocolError("the activations are not as long as their frame announces")
         effects: list[Effect] = []
-        offset = 0
+        dtype, width = self.manifest.dtype, self.manifest.hidden_size
+        start, taken = 0, 0
         for item in message.items:
-            rows = body[offset : offset + item.tokens * self._row_bytes]
-            offset += rows.nbytes
-            session = self.sessions.get(item.session)
+            session_id, tokens = item.session, item.tokens
+            stop = start + tokens * row_bytes
+            rows, start = body[start:stop], stop
+            session = self.sessions.get(session_id)
             if session is None or session.previous_hop != sender:
-                lost = wire.Broken(session=item.session, suspects=(self.me,), reason="the stage has no such session")
+                lost = wire.Broken(session=session_id, suspects=(self.me,), reason="the stage has no such session")
                 effects.append(Send(sender, lost))
                 continue
-            activation = Activation(self.manifest.dtype, item.tokens, self.manifest.hidden_size, rows)
-            work = Work(
-                session=item.session,
-                layers=session.layers,
-                position=item.position,
-                activation=activation,
-                wanted=item.sample,
-                decode=item.decode,
+            problem = session.advance(item.position, tokens, now)
+            if problem:
+                effects += self._broken(session, (), problem)
+                continue
+            taken += tokens
+            self._batcher.add(
+                Work(
+                    session=session_id,
+                    layers=session.layers,
+                    position=item.position,
+                    activation=Activation(dtype, tokens, width, rows),
+                    sample=session.sampling if item.sample and session.next_hop is None else None,
+                    wanted=item.sample,
+                    decode=item.decode,
+                )
             )
-            effects += self._enqueue(session, work, now)
+        if taken:
+            self.meter.count(sender, taken, now)
         return effects + self.pump()
 
     def submit(self, work: Work, now: float) -> list[Effect]:
         """Queue tokens at the first stage, for the entry. Call `pump` afterwards."""
         session = self.sessions.get(work.session)
-        return self._enqueue(session, work, now) if session is not None else []
-
-    def _enqueue(self, session: StageSession, work: Work, now: float) -> list[Effect]:
-        if work.position != session.next_position:
-            return self._broken(session, (), f"position {work.position} came where {session.next_position} was due")
-        if work.position + work.tokens > session.tokens_max:
-            return self._broken(session, (), f"more than the {session.tokens_max} tokens that were reserved came")
-        session.next_position += work.tokens
-        session.active_at = now
-        self.meter.count(session.previous_hop, work.tokens, now)
+        if session is None:
+            return []
+        problem = session.advance(work.position, work.tokens, now)
+        if problem:
+            return self._broken(session, (), problem)
+        self.meter.count(None, work.tokens, now)
         if work.wanted and session.next_hop is None:
             work = msgspec.structs.replace(work, sample=session.sampling)
         self._batcher.add(work)
@@ -211,40 +226,49 @@ class StageMachine:
         batch, self._running = self._running, ()
         self._count_prompts(batch, outcome.seconds)
         effects = self.pump()  # first of all: the engine should not wait for our sending
-        onward: dict[tuple[PeerId, Lane], list[tuple[Work, Activation]]] = {}
+        onward: dict[tuple[PeerId, bool], _Onward] = {}
         sampled: dict[PeerId, list[wire.SampledItem]] = {}
         for work, result in zip(batch, outcome.results, strict=True):
             session = self.sessions.get(work.session)
             if session is None:
                 continue  # released while it ran
+            activation = result.activation
             if result.error is not None:
                 effects += self._broken(session, (self.me,), f"the engine failed: {result.error}")
             elif result.token_id is not None:
                 item = wire.SampledItem(work.session, work.position + work.tokens - 1, result.token_id)
                 sampled.setdefault(session.entry, []).append(item)
-            elif result.activation is not None and session.next_hop is not None:
-                lane = Lane.TOKEN if work.decode else Lane.PREFILL
-                onward.setdefault((session.next_hop, lane), []).append((work, result.activation))
+            elif activation is not None and session.next_hop is not None:
+                way = session.next_hop, work.decode
+                items, rows = onward.get(way) or onward.setdefault(way, ([], []))
+                items.append(wire.StepItem(work.session, work.position, activation.tokens, work.wanted, work.decode))
+                rows.append(activation.data)
         effects += [Send(entry, wire.Sampled(items=tuple(items))) for entry, items in sampled.items()]
-        effects += [_steps(peer, lane, parts) for (peer, lane), parts in onward.items()]
+        for (peer, decode), (items, rows) in onward.items():
+            body = memoryview(rows[0] if len(rows) == 1 else b"".join(rows))
+            effects.append(Send(peer, wire.Steps(items=tuple(items)), body, Lane.TOKEN if decode else Lane.PREFILL))
         return effects
 
     def _count_prompts(self, batch: tuple[Work, ...], seconds: float) -> None:
         """Prompt tokens that ran are no longer in line; remember what they cost."""
         prompts = [work for work in batch if not work.decode]
-        tokens = sum(work.tokens for work in prompts)
-        if not tokens:
+        if not prompts:
             return
+        tokens = sum([work.tokens for work in prompts])
         self._prompt_token_s += SMOOTHING * (seconds / tokens - self._prompt_token_s)
         for work in prompts:
             session = self.sessions.get(work.session)
             if session is not None:
-                session.prompt_left = max(0, session.prompt_left - work.tokens)
+                ran = min(session.prompt_left, work.tokens)
+                session.prompt_left -= ran
+                self._in_line -= ran
 
     def release(self, session_id: SessionId) -> list[Effect]:
         """Free everything of a session; unknown ones are ignored."""
-        if self.sessions.pop(session_id, None) is None:
+        session = self.sessions.pop(session_id, None)
+        if session is None:
             return []
+        self._in_line -= session.prompt_left
         self._batcher.forget(session_id)
         self.pool.release(session_id)
         return [ReleaseKv(session_id)]
@@ -277,11 +301,3 @@ class StageMachine:
     def _broken(self, session: StageSession, suspects: tuple[PeerId, ...], reason: str) -> list[Effect]:
         told = Send(session.entry, wire.Broken(session=session.session, suspects=suspects, reason=reason))
         return [told, *self.release(session.session)]
-
-
-def _steps(peer: PeerId, lane: Lane, parts: list[tuple[Work, Activation]]) -> Send:
-    items = tuple(
-        wire.StepItem(work.session, work.position, work.tokens, work.wanted, work.decode) for work, _ in parts
-    )
-    body = parts[0][1].data if len(parts) == 1 else b"".join(activation.data for _, activation in parts)
-    return Send(peer, wire.Steps(items=items), memoryview(body), lane)

@@ -20,8 +20,10 @@ class Activation(msgspec.Struct, frozen=True, eq=False):
     data: bytes | bytearray | memoryview
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPE_BYTES or self.tokens < 1 or self.hidden_size < 1:
-            raise ValueError(f"not an activation: {self.dtype!r}, {self.tokens} x {self.hidden_size}")
-        expected = self.tokens * self.hidden_size * DTYPE_BYTES[self.dtype]
-        if memoryview(self.data).nbytes != expected:
-            raise ValueError(f"an activation of {expected} bytes was announced, {memoryview(self.data).nbytes} came")
+        tokens, data = self.tokens, self.data
+        expected = tokens * self.hidden_size * DTYPE_BYTES.get(self.dtype, 0)
+        if tokens < 1 or expected < 1:
+            raise ValueError(f"not an activation: {self.dtype!r}, {tokens} x {self.hidden_size}")
+        came = data.nbytes if isinstance(data, memoryview) else len(data)
+        if came != expected:
+            raise ValueError(f"an activation of {expected} bytes was announced, {came} came")
