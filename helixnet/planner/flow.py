@@ -13,6 +13,7 @@ every edge: there are no cycles. Two capacity models:
 from __future__ import annotations
 
 import enum
+import itertools
 from dataclasses import dataclass
 
 import highspy
@@ -85,6 +86,17 @@ def edge_arrays(problem: Problem, spans: Spans) -> tuple[Indices, Indices]:
         np.concatenate([np.full_like(first, OUTSIDE), last, held[tails]]),
         np.concatenate([first, np.full_like(last, OUTSIDE), held[heads]]),
     )
+
+
+def edge_count(problem: Problem, spans: Spans) -> int:
+    """How many edges that are, without making them."""
+    stops = [0] * (problem.layers + 1)
+    for span in spans:
+        if span is not None:
+            stops[span.stop] += 1
+    before = [0, *itertools.accumulate(stops)]  # how many spans stop before a layer
+    leading = sum(before[span.stop] - before[span.start] for span in spans if span is not None)
+    return leading + sum(span.start == 0 for span in spans if span is not None) + stops[problem.layers]
 
 
 def max_flow(problem: Problem, spans: Spans, model: CapacityModel, *, final: bool = False) -> Routing:

@@ -12,7 +12,7 @@ import random
 import numpy as np
 
 from helixnet.planner.bounds import coverage_bound
-from helixnet.planner.flow import edge_arrays
+from helixnet.planner.flow import edge_count
 from helixnet.planner.lay import Kinds, Order, kinds_of, lay
 from helixnet.planner.objective import Objective, Scored, score
 from helixnet.planner.problem import Cancelled, Problem, Spans
@@ -55,7 +55,7 @@ def laid_starts(
         if laid.reached < problem.layers:
             continue
         spans = with_everyone(problem, laid.spans)
-        work += EDGE_CELLS * len(edge_arrays(problem, spans)[0])
+        work += EDGE_CELLS * edge_count(problem, spans)
         if spans not in found:
             found[spans] = Scored(spans, score(problem, objective, spans))
     ranked = sorted(found.values(), key=lambda scored: -scored.score)

@@ -244,6 +244,25 @@ def seconds_at(curve: Sequence[RatePoint], tokens: float) -> float:
     return low.seconds + slope * (tokens - low.tokens)
 
 
+def _batch_rates(decode: Sequence[RatePoint], extra_s: float) -> list[float]:
+    """Token-layers/s in batches of 1 to BATCH_MAX decode steps, each with `extra_s` of prefill; never falls.
+
+    The decode curve as `seconds_at` reads it, for all batches in one go.
+    """
+    tokens = np.array([point.tokens for point in decode])
+    seconds = np.array([point.seconds for point in decode])
+    batches = np.arange(1, BATCH_MAX + 1)
+    if len(decode) == 1:
+        steps = seconds[0] * batches / tokens[0]
+    else:
+        after = np.clip(np.searchsorted(tokens, batches), 1, len(tokens) - 1)
+        slopes = np.maximum(0.0, np.diff(seconds) / np.diff(tokens))
+        steps = seconds[after - 1] + slopes[after - 1] * (batches - tokens[after - 1])
+    steps = np.where(batches <= tokens[0], seconds[0], steps)
+    rates: list[float] = np.maximum.accumulate(batches / (steps + batches * extra_s)).tolist()
+    return rates
+
+
 def _plan_peer(view: PeerView, manifest: Manifest, work: Workload, session_tokens: int) -> PlanPeer:
     capability, layers = view.capability, manifest.layers
     whole, rest = divmod(work.prompt_tokens, PREFILL_CHUNK_TOKENS)
@@ -251,20 +270,17 @@ def _plan_peer(view: PeerView, manifest: Manifest, work: Workload, session_token
     prefill_s += seconds_at(capability.prefill, rest) if rest else 0.0
     # Under load the pieces of several prompts fill what a batch takes of them.
     extra_s = work.prefill_ratio * seconds_at(capability.prefill, PREFILL_BUDGET_TOKENS) / PREFILL_BUDGET_TOKENS
-    rates: list[float] = []
-    for batch in range(1, BATCH_MAX + 1):
-        rate = batch / (seconds_at(capability.decode, batch) + batch * extra_s)
-        rates.append(max(rate, rates[-1]) if rates else rate)
-    spare = [max(0, capability.memory_bytes - held * manifest.layer_bytes) for held in range(layers + 1)]
-    kv = tuple(bytes_ // manifest.kv_bytes for bytes_ in spare)
+    rates = _batch_rates(capability.decode, extra_s)
+    spare = np.maximum(0, capability.memory_bytes - np.arange(layers + 1) * manifest.layer_bytes)
+    kv = spare // manifest.kv_bytes
     # A peer that runs k of L layers meets about k/L of the requests in flight at once, and KV lets
     # kv / (k * session) of them in: the batch it can count on does not depend on k but through the room left.
-    batches = [min(BATCH_MAX, max(1, room // (session_tokens * layers))) for room in kv]
+    batches = np.clip(kv // (session_tokens * layers), 1, BATCH_MAX)
     return PlanPeer(
         peer=view.peer,
         layers_max=_layers_max(capability.memory_bytes, manifest, session_tokens),
-        capacity=tuple(rates[batch - 1] for batch in batches),
-        kv_token_layers=kv,
+        capacity=tuple(rates[batch - 1] for batch in batches.tolist()),
+        kv_token_layers=tuple(kv.tolist()),
         kv_first=-(-manifest.embedding_bytes // manifest.kv_bytes),
         kv_last=-(-manifest.head_bytes // manifest.kv_bytes),
         batch_rate=tuple(rates),

@@ -21,7 +21,7 @@ from scipy.sparse.csgraph import connected_components
 from helixnet.core.types import Span
 from helixnet.planner.climb import coverage_of
 from helixnet.planner.fastflow import paper_max_flow, paper_routing
-from helixnet.planner.flow import CapacityModel, edges_of, max_flow
+from helixnet.planner.flow import CapacityModel, edge_count, max_flow
 from helixnet.planner.migration import Step, steps
 from helixnet.planner.problem import Problem, SpanOrNone, Spans
 from helixnet.planner.starts import longest_from
@@ -320,7 +320,7 @@ class _Repairing:
         """Tokens/s in the model searched with, remembered."""
         known = self._known.get(spans)
         if known is None:
-            self.work += EDGE_COST[self.searched] * len(edges_of(self.problem, spans))
+            self.work += EDGE_COST[self.searched] * edge_count(self.problem, spans)
             if self.searched is CapacityModel.PAPER:
                 known = paper_max_flow(self.problem, spans)
             else:

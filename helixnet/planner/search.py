@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Iterable, Sequence
 
-from helixnet.planner.flow import edges_of
+from helixnet.planner.flow import edge_count
 from helixnet.planner.moves import neighbours, random_move
 from helixnet.planner.objective import Objective, Scored, score, score_at_most
 from helixnet.planner.problem import Cancelled, Problem, Spans
@@ -63,7 +63,7 @@ class Search:
         """The worth of a placement, remembered."""
         known = self._known.get(spans)
         if known is None:
-            self.work += LOOK_COST + len(edges_of(self._problem, spans))
+            self.work += LOOK_COST + edge_count(self._problem, spans)
             known = self._known[spans] = score(self._problem, self._objective, spans)
         else:
             self.work += PASS_COST

@@ -96,25 +96,24 @@ def mend(
         SwarmTooSmall: the peers together cannot hold every layer.
     """
     problem = from_snapshot(snapshot, workload)
-    require_room(problem)
-    repaired = repaired_start(problem) if len(problem.peers) >= MEND_PEERS_MIN else None
-    spans = repaired or place(problem, seed, budget, objective, cancelled)
-    return to_placement(problem, spans, objective.model)
+    return to_placement(problem, _mended(problem, seed, budget, objective, cancelled), objective.model)
 
 
 def answer(
     question: Solve, budget: Budget | None = None, objective: Objective = BALANCED, workload: Workload | None = None
 ) -> Solved:
     """What a coordinator asked, answered: a placement or why there is none, and what the current one is worth today."""
-    find = mend if question.repair else solve
+    problem = from_snapshot(question.snapshot, workload)
+    find = _mended if question.repair else place
     try:
-        placement = find(question.snapshot, question.seed, budget, objective, None, workload)
+        spans = find(problem, question.seed, budget, objective)
     except HelixError as error:
         return Solved(None, None, str(error))
-    current = None
-    if question.current is not None:
-        current = evaluate(question.snapshot, question.current.assignments, objective.model, workload)
-    return Solved(placement, current)
+    placement = to_placement(problem, spans, objective.model)
+    if question.current is None:
+        return Solved(placement, None)
+    today = _spans_of(problem, question.current.assignments)
+    return Solved(placement, placement if today == spans else to_placement(problem, today, objective.model))
 
 
 def place(
@@ -174,9 +173,21 @@ def evaluate(
     Peers that are gone or draining are left out; spans are taken as they are, whatever the memory says.
     """
     problem = from_snapshot(snapshot, workload)
+    return to_placement(problem, _spans_of(problem, assignments), model)
+
+
+def _spans_of(problem: Problem, assignments: Iterable[Assignment]) -> Spans:
     given = {assignment.peer: assignment.span for assignment in assignments}
-    spans = tuple(given.get(peer.peer) for peer in problem.peers)
-    return to_placement(problem, spans, model)
+    return tuple(given.get(peer.peer) for peer in problem.peers)
+
+
+def _mended(
+    problem: Problem, seed: int, budget: Budget | None, objective: Objective, cancelled: Cancelled | None = None
+) -> Spans:
+    """What the peers hold, repaired; found anew as `place` does where that is as quick, or little is held."""
+    require_room(problem)
+    repaired = repaired_start(problem) if len(problem.peers) >= MEND_PEERS_MIN else None
+    return repaired or place(problem, seed, budget, objective, cancelled)
 
 
 def _largest(problem: Problem, built: list[Spans], rng: random.Random, work: int, stopped: Cancelled) -> Spans:

@@ -10,7 +10,7 @@ from helixnet.core.plan.snapshot import PeerView, Snapshot
 from helixnet.core.types import PeerId, Span
 from helixnet.planner import flow
 from helixnet.planner.bounds import coverage_bound
-from helixnet.planner.flow import OUTSIDE, CapacityModel, Edge, Routing, edges_of, layers_run, max_flow
+from helixnet.planner.flow import OUTSIDE, CapacityModel, Edge, Routing, edge_count, edges_of, layers_run, max_flow
 from helixnet.planner.problem import Problem, Spans, from_snapshot
 from tests.planner.small_swarms import MB, capability, manifest, random_swarm
 
@@ -119,6 +119,13 @@ def test_a_request_may_enter_a_span_at_any_layer_it_holds_and_runs_it_to_its_end
     assert sorted(edges) == [(OUTSIDE, 0), (0, 1), (0, 2), (1, OUTSIDE), (2, OUTSIDE)]
     runs: dict[Edge, int] = {edge: layers_run(spans, edge) for edge in edges}
     assert runs[OUTSIDE, 0] == runs[0, 1] == runs[0, 2] == 3
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_edges_are_counted_without_being_made(seed: int) -> None:
+    problem = from_snapshot(random_swarm(seed, peers=9, layers=6))
+    spans = random_spans(problem, seed)
+    assert edge_count(problem, spans) == len(edges_of(problem, spans))
 
 
 def test_layers_held_in_reserve_cost_the_exact_model_nothing() -> None:
