@@ -93,7 +93,7 @@ class PlanPeer:
         return max(0, self.kv_token_layers[len(span)] - ends)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Problem:
     """Peers in the order of their ids; matrices are indexed [source, target]."""
 

@@ -98,18 +98,32 @@ def test_the_exact_model_carries_at_least_the_papers_flow_within_every_capacity(
 
 
 @pytest.mark.parametrize("final", [False, True], ids=["quick", "final"])
+@pytest.mark.parametrize("lengths", [2, 8], ids=["equal spans", "hardly any"])
 @pytest.mark.parametrize("seed", range(20))
 def test_a_program_that_takes_edges_in_finds_the_same_flow(
-    seed: int, final: bool, monkeypatch: pytest.MonkeyPatch
+    seed: int, lengths: int, final: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    problem = from_snapshot(random_swarm(seed, peers=24, layers=8))
+    problem = from_snapshot(random_swarm(seed, peers=24, layers=lengths))
     spans = random_spans(problem, seed)
     whole = max_flow(problem, spans, CapacityModel.EXACT, final=final)
     monkeypatch.setattr(flow, "EDGES_AT_ONCE", 0)
     monkeypatch.setattr(flow, "EDGES_FIRST", 1)
-    grown = max_flow(problem, spans, CapacityModel.EXACT, final=final)
-    assert grown.tokens_per_s == pytest.approx(whole.tokens_per_s, rel=2e-3)
-    check(problem, spans, grown)
+    for _ in range(2):  # the second time from the prices of the first
+        grown = max_flow(problem, spans, CapacityModel.EXACT, final=final)
+        assert grown.tokens_per_s == pytest.approx(whole.tokens_per_s, rel=2e-3)
+        check(problem, spans, grown)
+        for index, load in enumerate(grown.loads):
+            span = spans[index]
+            assert load <= (problem.peers[index].capacity[len(span)] * (1 + 1e-6) if span else 0)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_prices_of_other_spans_do_not_change_the_flow(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = from_snapshot(random_swarm(seed, peers=24, layers=8))
+    wholes = [max_flow(problem, random_spans(problem, n), CapacityModel.EXACT).tokens_per_s for n in range(4)]
+    monkeypatch.setattr(flow, "EDGES_AT_ONCE", 0)
+    grown = [max_flow(problem, random_spans(problem, n), CapacityModel.EXACT).tokens_per_s for n in range(4)]
+    assert grown == pytest.approx(wholes, rel=2e-3)
 
 
 def test_a_request_may_enter_a_span_at_any_layer_it_holds_and_runs_it_to_its_end() -> None:
