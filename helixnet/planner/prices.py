@@ -18,6 +18,8 @@ from helixnet.planner.problem import Matrix, Problem, Spans
 
 COARSE_MAX = 0.6
 """With more different spans than this share of the peers, a coarse program is no quicker."""
+CHANGED_MAX = 0.1
+"""Prices of a placement with a larger share of other spans are worse than a coarse program's."""
 LINK_MAX = 1e12
 """Tokens/s that stand for a link without limits."""
 _LAST: WeakKeyDictionary[Problem, tuple[Spans, Matrix]] = WeakKeyDictionary()
@@ -31,12 +33,15 @@ def remember(problem: Problem, spans: Spans, prices: Matrix) -> None:
 def known_prices(problem: Problem, spans: Spans) -> Matrix | None:
     """Those of the last program: of a token behind each peer, then of a token-layer of each peer's work.
 
-    Peers whose span has changed get what others with the same stop have, and nothing for their work.
+    Peers whose span has changed get what others with the same stop have, and nothing for their work. None if too many
+    have.
     """
     if problem not in _LAST:
         return None
     before, prices = _LAST[problem]
     count = len(spans)
+    if sum(had != span for had, span in zip(before, spans, strict=True)) > CHANGED_MAX * count:
+        return None
     behind, work = prices[:count].copy(), prices[count:].copy()
     stops = np.array([span.stop if span is not None else 0 for span in before])
     total = np.bincount(stops, behind, problem.layers + 1)

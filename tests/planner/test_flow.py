@@ -8,7 +8,7 @@ import pytest
 
 from helixnet.core.plan.snapshot import PeerView, Snapshot
 from helixnet.core.types import PeerId, Span
-from helixnet.planner import flow
+from helixnet.planner import flow, prices
 from helixnet.planner.bounds import coverage_bound
 from helixnet.planner.flow import OUTSIDE, CapacityModel, Edge, Routing, edge_count, edges_of, layers_run, max_flow
 from helixnet.planner.problem import Problem, Spans, from_snapshot
@@ -122,6 +122,7 @@ def test_prices_of_other_spans_do_not_change_the_flow(seed: int, monkeypatch: py
     problem = from_snapshot(random_swarm(seed, peers=24, layers=8))
     wholes = [max_flow(problem, random_spans(problem, n), CapacityModel.EXACT).tokens_per_s for n in range(4)]
     monkeypatch.setattr(flow, "EDGES_AT_ONCE", 0)
+    monkeypatch.setattr(prices, "CHANGED_MAX", 1.0)
     grown = [max_flow(problem, random_spans(problem, n), CapacityModel.EXACT).tokens_per_s for n in range(4)]
     assert grown == pytest.approx(wholes, rel=2e-3)
 
