@@ -200,6 +200,52 @@ def test_decode_comes_first_then_prefill_within_its_budget() -> None:
     assert [item.session for item in batcher.take()] == ["p2", "p3"]
 
 
+@pytest.mark.parametrize(
+    ("ready", "share", "taken"),
+    [
+        (8, 8.0, [8]),
+        (8, 4.0, [6, 2]),
+        (8, 0.5, [2, 2, 1, 1, 1, 1]),
+        (40, 2.0, [10, 8, 6, 4, 3, 3, 3, 3]),
+        (1, 0.1, [1]),
+    ],
+    ids=["an even share at once", "a lump in parts", "hardly any share", "more of a pile", "one"],
+)
+def test_steps_that_came_together_do_not_all_go_on_together(ready: int, share: float, taken: list[int]) -> None:
+    batcher = Batcher()
+    for number in range(ready):
+        batcher.add(work(f"d{number:02d}", 9, 1, decode=True))
+    batches = []
+    while batch := batcher.take(share):
+        batches.append([item.session for item in batch])
+    assert [len(batch) for batch in batches] == taken
+    assert [session for batch in batches for session in batch] == [f"d{number:02d}" for number in range(ready)], "first come, first served"
+
+
+def test_a_stage_takes_its_share_of_the_requests_in_flight_at_once() -> None:
+    """Twelve sessions over two stages: six are here at a time if all is even, and half as many again go at once."""
+    stage = a_stage()
+    for number in range(12):
+        session = SessionId(f"s{number:02d}")
+        reserve = wire.Reserve(
+            session=session,
+            pipeline=PIPELINE,
+            stage=0,
+            manifest_hash=MANIFEST.hash,
+            tokens_max=8,
+            prompt_tokens=1,
+            sampling=None,
+        )
+        stage.reserve(ME, reserve, 0.0)
+        stage.submit(work(session, 0, 1, decode=True), 0.0)
+    (first,) = (effect for effect in stage.pump() if isinstance(effect, RunBatch))
+    assert len(first.batch) == 9
+    for number in range(12):
+        stage.release(SessionId(f"s{number:02d}"))
+    results = tuple(Done(session=item.session) for item in first.batch)
+    assert not any(isinstance(effect, RunBatch) for effect in stage.done(BatchDone(results, 1.0), 1.0))
+
+
 def test_a_chunk_larger_than_the_budget_still_runs() -> None:
     batcher = Batcher()
     batcher.add(work("p", 0, PREFILL_BUDGET_TOKENS + 1))

@@ -1,8 +1,15 @@
-"""Continuous batching: all ready decode steps first, then prefill chunks within a token budget."""
+"""Continuous batching: ready decode steps first, then prefill chunks within a token budget.
+
+Steps that share a batch arrive at the next stage together and share its batch, too: left alone, all requests in
+flight end up in a few large lumps that move from stage to stage while the others wait. So a batch takes no more than
+the steps that a stage should have in hand when requests are spread evenly over their stages, and a quarter of what is
+ready where more than that piles up (docs/decisions/0014).
+"""
 
 from __future__ import annotations
 
 from collections import deque
+from math import ceil, inf
 
 from helixnet.core.stage.work import Work
 from helixnet.core.types import SessionId
@@ -10,6 +17,10 @@ from helixnet.core.types import SessionId
 DECODE_BATCH_MAX = 64
 PREFILL_BUDGET_TOKENS = 256
 """Prompt tokens run beside the decode steps of one batch: bounds what a long prompt adds to each gap."""
+SHARES_MAX = 1.5
+"""Times its even share of the requests in flight that a stage takes at once ..."""
+PILED = 4
+"""... or this part of a pile of steps, where larger batches are what is needed."""
 
 
 class Batcher:
@@ -30,17 +41,18 @@ class Batcher:
         self._decode = deque([work for work in self._decode if work.session != session])
         self._prefill = deque([work for work in self._prefill if work.session != session])
 
-    def take(self) -> tuple[Work, ...]:
-        """The next batch; empty if nothing is ready."""
+    def take(self, share: float = inf) -> tuple[Work, ...]:
+        """The next batch; empty if nothing is ready. `share`: steps that should be in hand here, were all even."""
+        most = ceil(min(self._decode_max, max(SHARES_MAX * share, len(self._decode) / PILED)))
         chosen = {work.session for work in self._decode}
-        if len(chosen) == len(self._decode) <= self._decode_max:  # everybody at once, as is usual
+        if len(chosen) == len(self._decode) <= most:  # everybody at once, as is usual
             everybody = tuple(self._decode)
             self._decode.clear()
             return (*everybody, *self._take_prefill(chosen)) if self._prefill else everybody
         batch: list[Work] = []
         chosen = set()
         later: deque[Work] = deque()
-        while self._decode and len(batch) < self._decode_max:
+        while self._decode and len(batch) < most:
             work = self._decode.popleft()
             if work.session in chosen:
                 later.append(work)

@@ -72,6 +72,8 @@ class StageMachine:
         """No session has been idle for too long before; it only grows later while they are active."""
         self._in_line = 0
         """Prompt tokens of all sessions that have not run here yet."""
+        self._share = 0.0
+        """Decode steps that would be in hand here if every session spent as long at each of its stages."""
         self._prompt_token_s = 0.0
         """What one costs lately, with the decode steps beside it."""
         self._row_bytes = manifest.hidden_size * DTYPE_BYTES[manifest.dtype]
@@ -116,6 +118,7 @@ class StageMachine:
                 code, reason = "busy", str(busy)
         if code:
             return [Send(sender, wire.Refused(session=message.session, peer=self.me, code=code, reason=reason))]
+        self._share += 1 / len(message.pipeline)
         self.sessions[message.session] = StageSession(
             session=message.session,
             pipeline=message.pipeline,
@@ -218,7 +221,7 @@ class StageMachine:
         """Start the next batch if the engine is free."""
         if self._running:
             return []
-        self._running = self._batcher.take()
+        self._running = self._batcher.take(self._share)
         return [RunBatch(self._running)] if self._running else []
 
     def done(self, outcome: BatchDone, now: float) -> list[Effect]:
@@ -269,6 +272,7 @@ class StageMachine:
         if session is None:
             return []
         self._in_line -= session.prompt_left
+        self._share = self._share - 1 / len(session.pipeline) if self.sessions else 0.0
         self._batcher.forget(session_id)
         self.pool.release(session_id)
         return [ReleaseKv(session_id)]
