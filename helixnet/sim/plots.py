@@ -80,15 +80,16 @@ LIMIT_SHOWN = 4.0
 def draw(report: Report, folder: Path) -> list[str]:
     """Write every picture of one report into `folder`, as SVG and PNG. Returns the names of the SVG files."""
     figures = {"throughput": throughput, "latency": latency, "utilisation": utilisation}
-    return [_save(name, figure, report, folder) for name, figure in figures.items()]
+    return [save(name, figure, report, folder) for name, figure in figures.items()]
 
 
 def draw_sweep(reports: Sequence[Report], folder: Path) -> list[str]:
     """Likewise of several loads of one swarm, all offered or all kept in flight."""
-    return [_save("sweep", sweep, reports, folder)]
+    return [save("sweep", sweep, reports, folder)]
 
 
-def _save(name: str, figure: Callable[[Any], Figure], shown: object, folder: Path) -> str:
+def save(name: str, figure: Callable[[Any], Figure], shown: object, folder: Path) -> str:
+    """Draw what is shown and write it, as SVG and PNG. Returns the name of the SVG file."""
     with matplotlib.style.context(["default", STYLE]):
         drawn = figure(shown)
         FigureCanvasAgg(drawn)
@@ -97,7 +98,8 @@ def _save(name: str, figure: Callable[[Any], Figure], shown: object, folder: Pat
     return f"{name}.svg"
 
 
-def _figure(height: float, title: str) -> Figure:
+def new_figure(height: float, title: str) -> Figure:
+    """An empty one, of the width that all have."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     figure.suptitle(title, x=0.012, ha="left")
     return figure
@@ -115,7 +117,7 @@ def throughput(report: Report) -> Figure:
     heights = [3.0, max(0.1, LANE_INCHES * len(lanes)), *[0.9] * len(rows)]
     served = f"{digits(report.tokens_per_s)} decode tokens/s"
     title = f"{report.name}: {served} under {report.offered}"
-    figure = _figure(1.3 + sum(heights), title)
+    figure = new_figure(1.3 + sum(heights), title)
     axes: list[Axes] = list(figure.subplots(len(heights), 1, sharex=True, height_ratios=heights))
     unit_s, unit = _time_unit(report.seconds)
     _served(axes[0], report, unit_s)
@@ -133,7 +135,7 @@ def throughput(report: Report) -> Figure:
         axis.set_ylabel(label, fontsize=9)
         axis.set_ylim(0, 1.12 * max([1.0, *values]))
         axis.yaxis.set_major_locator(MaxNLocator(3, integer=True))
-        axis.yaxis.set_major_formatter(FuncFormatter(_amount))
+        axis.yaxis.set_major_formatter(FuncFormatter(amount))
     axes[-1].set_xlabel(f"{unit} since the load began")
     axes[-1].set_xlim(0, report.seconds / unit_s)
     figure.align_ylabels(axes)
@@ -155,7 +157,7 @@ def _served(axis: Axes, report: Report, unit_s: float) -> None:
         most = max(most, *predicted)
     axis.set_ylim(0, 1.06 * most)
     axis.set_ylabel("decode tokens/s")
-    axis.yaxis.set_major_formatter(FuncFormatter(_amount))
+    axis.yaxis.set_major_formatter(FuncFormatter(amount))
     axis.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=4, borderaxespad=0.2, handlelength=1.6)
 
 
@@ -231,7 +233,7 @@ def _time_unit(seconds: float) -> tuple[float, str]:
 
 def latency(report: Report) -> Figure:
     """How many of the requests, or gaps, took no longer than so long."""
-    figure = _figure(3.9, f"{report.name}: how long answers took under {report.offered}")
+    figure = new_figure(3.9, f"{report.name}: how long answers took under {report.offered}")
     axes: list[Axes] = list(figure.subplots(1, 3, sharey=True))
     told = report.prediction
     panels = (
@@ -290,7 +292,7 @@ def _curve(axis: Axes, spread: Spread, limit_s: float, alone_s: float) -> dict[s
     return handles
 
 
-def _amount(value: float, _: object = None) -> str:
+def amount(value: float, _: object = None) -> str:
     """Thousands apart, and no digits that are none."""
     return f"{value:,.10g}".replace(",", " ")
 
@@ -309,7 +311,7 @@ def utilisation(report: Report) -> Figure:
     count = len(report.peers)
     rows = max(min(count, BARS_MAX), len(report.lines[: BARS_MAX // 3])) if count <= BARS_MAX else 12
     title = f"{report.name}: who was busy under {report.offered}"
-    figure = _figure(1.6 + 0.3 * max(6, rows), title)
+    figure = new_figure(1.6 + 0.3 * max(6, rows), title)
     axes: list[Axes] = list(figure.subplots(1, 2))
     if count <= BARS_MAX:
         _peer_bars(axes[0], report)
@@ -374,7 +376,7 @@ def sweep(reports: Sequence[Report]) -> Figure:
     offered = ordered[0].per_s > 0
     load = [report.per_s or float(report.in_flight) for report in ordered]
     limits = ordered[0].limits
-    figure = _figure(4.1, f"{ordered[0].name}: what more load brings")
+    figure = new_figure(4.1, f"{ordered[0].name}: what more load brings")
     good, tokens, first = figure.subplots(1, 3)
     if offered:
         good.plot([0, load[-1]], [0, load[-1]], color=DIM, linestyle=":", linewidth=1.4, label="all that is asked")
@@ -400,6 +402,6 @@ def sweep(reports: Sequence[Report]) -> Figure:
         axis.set_xlim(0, 1.05 * load[-1])
         if axis is not first:
             axis.set_ylim(bottom=0)
-            axis.yaxis.set_major_formatter(FuncFormatter(_amount))
+            axis.yaxis.set_major_formatter(FuncFormatter(amount))
     figure.legend(loc="outside lower center", ncols=6, handlelength=2.6)
     return figure

@@ -42,6 +42,8 @@ class Serving:
 
     chunked: bool = True
     decode_batch_max: int = 256
+    weighted: bool = True
+    """Whether routers follow the shares of flows; otherwise all next peers of a peer have their turns alike."""
 
     def config(self) -> PeerConfig:
         """Of every peer."""
@@ -112,6 +114,7 @@ def our_setup(
     """A swarm of ours that holds `spans` and routes by `flows`, under `load` for so many seconds."""
     manifest = _manifest(instance)
     held = [number for number, span in enumerate(spans) if span is not None]
+    serving = serving or Serving()
     world = World(
         manifest=manifest,
         machines={name_of(number): _capability(instance, spans, number, manifest) for number in held},
@@ -126,9 +129,9 @@ def our_setup(
         load=load,
         seconds=seconds,
         seed=seed,
-        config=SimConfig(peer=(serving or Serving()).config(), checked=False),
+        config=SimConfig(peer=serving.config(), checked=False),
         request=PATIENT,
-        solving=always(_placement(spans, flows)),
+        solving=always(_placement(spans, flows if serving.weighted else _alike(flows))),
     )
 
 
@@ -208,6 +211,11 @@ def _client_link(instance: Instance, held: Sequence[int]) -> Link:
     ways = sorted((instance.link((OUTSIDE, number))[1], instance.link((OUTSIDE, number))[0]) for number in held)
     latency_s, bandwidth = ways[len(ways) // 2]
     return Link(latency_s, bandwidth)
+
+
+def _alike(flows: Mapping[Edge, float]) -> dict[Edge, float]:
+    """The same edges, as if all carried as much."""
+    return {edge: float(rate > 0) for edge, rate in flows.items()}
 
 
 def _placement(spans: Spans, flows: Mapping[Edge, float]) -> Placement:

@@ -69,6 +69,8 @@ class Outcome:
     """Found no way with KV room to be expected, and were not to wait."""
     impossible: int
     """Longer than any way has room for."""
+    waiting: int
+    """At the coordinator when the run ended, for want of KV room."""
     waited: int
     """Times that a machine left a prompt out of a batch for want of KV room."""
     events: int

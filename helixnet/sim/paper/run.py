@@ -116,6 +116,7 @@ class _Run:
             decoded=tally.decoded,
             rejected=self.rejected,
             impossible=self.impossible,
+            waiting=len(self.waiting),
             waited=sum(each.waited for each in machines),
             events=engine.events + sum(each.arrivals for each in machines),
             digest=engine.digest(),
@@ -127,8 +128,8 @@ class _Run:
         self.launched += 1
 
     def fullest(self) -> float:
-        """Share of KV room expected to be taken, in the fullest layer."""
-        return self.expected.fullest()
+        """Share of KV room expected to be taken, in the fullest layer. There is none for more while somebody waits."""
+        return 1.0 if self.waiting else self.expected.fullest()
 
     def _come(self, session: Session) -> None:
         if session.tokens > self.reach[OUTSIDE]:
