@@ -94,21 +94,20 @@ def like_for_likes(ended: Sequence[Ended]) -> str:
         f"waited at the end: the load is too much for it. {SHORT} the window turned out shorter than "
         f"{like_for_like.LIVES_SHARE:.0%} of the lives it was meant for.\n"
     ]
-    for (instance, model, online), grid in grids(ended).items():
-        rate = like_for_like.ONLINE_TOKENS_PER_S.get((instance, model), 0.0)
-        load = f"online, {rate:.0f} tokens/s asked, prompts included" if online else "offline"
-        parts += [f"### {instance}, {MODELS.get(model, model)}, {load}\n", _rates(grid, ended), _saying(grid, online)]
+    for (instance, model, rate), grid in grids(ended).items():
+        load = f"online, {rate:.0f} tokens/s asked, prompts included" if rate else "offline"
+        parts += [f"### {instance}, {MODELS.get(model, model)}, {load}\n", _rates(grid, ended), _saying(grid, rate > 0)]
         parts.append(_details({pair: row for pair, row in grid.items() if pair[1] == "iwrr"}))
     return "\n".join(part for part in parts if part)
 
 
-def grids(ended: Sequence[Ended]) -> dict[tuple[str, str, bool], Grid]:
-    """Rows by method and router, by instance, model and whether online."""
-    found: dict[tuple[str, str, bool], Grid] = {}
+def grids(ended: Sequence[Ended]) -> dict[tuple[str, str, float], Grid]:
+    """Rows by method and router, by instance, model and what is asked online (0: offline)."""
+    found: dict[tuple[str, str, float], Grid] = {}
     for one in ended:
         if isinstance(one.cell, LikeForLike) and isinstance(one.row, LikeRow):
             cell = one.cell
-            grid = found.setdefault((cell.instance, cell.model, cell.online), {})
+            grid = found.setdefault((cell.instance, cell.model, cell.online_tokens_per_s), {})
             grid[cell.method, cell.router] = one.row
     return found
 
@@ -116,8 +115,8 @@ def grids(ended: Sequence[Ended]) -> dict[tuple[str, str, bool], Grid]:
 def all_details(ended: Sequence[Ended]) -> str:
     """Everything about every cell, for a page of its own."""
     parts = ["# Like for like: every cell\n", "See [the evaluation](../evaluation.md) for what was asked.\n"]
-    for (instance, model, online), grid in grids(ended).items():
-        parts.append(f"## {instance}, {MODELS.get(model, model)}, {'online' if online else 'offline'}\n")
+    for (instance, model, rate), grid in grids(ended).items():
+        parts.append(f"## {instance}, {MODELS.get(model, model)}, {'online' if rate else 'offline'}\n")
         parts.append(_details(grid))
     return "\n".join(parts)
 
@@ -180,7 +179,7 @@ def _saying(grid: Grid, online: bool) -> str:
         if "iwrr" in rows and rest:
             second = max(rest, key=lambda router: rows[router].decode_tokens_per_s)
             words.append(
-                f"On the placement of {'ours' if method == 'ours' else 'Helix'} IWRR serves "
+                f"On {'our' if method == 'ours' else 'their'} placement IWRR serves "
                 f"{_ratio(rows['iwrr'], rows[second])} of the best other router, {ROUTER_WORDS[second]}."
             )
     held = sum(not row.overloaded for row in grid.values())

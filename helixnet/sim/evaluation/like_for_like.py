@@ -80,13 +80,14 @@ class LikeForLike(Cell, frozen=True, kw_only=True, tag="like-for-like"):
     model: str
     method: str
     router: str
-    online: bool
+    online_tokens_per_s: float
+    """Asked for, prompts included; 0: offline."""
     lives: float
     seed: int = 0
 
     def title(self) -> str:
         """See Cell."""
-        load = "online" if self.online else "offline"
+        load = "online" if self.online_tokens_per_s else "offline"
         return f"like for like: {self.instance} {self.model} {load}, {self.method} with {self.router}"
 
     def run(self, data: Data) -> LikeRow:
@@ -98,9 +99,9 @@ class LikeForLike(Cell, frozen=True, kw_only=True, tag="like-for-like"):
 
         def outcome(windows: Windows) -> Outcome:
             feed: Feed = FillKv(lengths)
-            if self.online:
+            if self.online_tokens_per_s:
                 seconds = windows.warm_up_s + windows.measured_s
-                feed = Trace(arrivals_of(trace, ONLINE_TOKENS_PER_S[self.instance, self.model], seconds, self.seed))
+                feed = Trace(arrivals_of(trace, self.online_tokens_per_s, seconds, self.seed))
             return simulate(
                 Setup(
                     instance=instance,
@@ -108,7 +109,7 @@ class LikeForLike(Cell, frozen=True, kw_only=True, tag="like-for-like"):
                     flows=laid.flows,
                     router=self.router,
                     feed=feed,
-                    admission=ONLINE if self.online else OFFLINE,
+                    admission=ONLINE if self.online_tokens_per_s else OFFLINE,
                     windows=windows,
                     kv_tokens=laid.kv_tokens,
                 ),
@@ -154,11 +155,11 @@ def cells(quick: bool) -> tuple[Cell, ...]:
             model=model,
             method=method,
             router=router,
-            online=online,
+            online_tokens_per_s=rate,
             lives=QUICK_LIVES if quick else LIVES,
         )
-        for instance, model in ONLINE_TOKENS_PER_S
-        for online in (False, True)
+        for (instance, model), online in ONLINE_TOKENS_PER_S.items()
+        for rate in (0.0, online)
         for method, router in pairs
     )
 

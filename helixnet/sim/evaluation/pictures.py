@@ -13,10 +13,10 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from helixnet.sim.evaluation import ours, predictions, shares
 from helixnet.sim.evaluation.calibration import MODELS, Published, PublishedRow
 from helixnet.sim.evaluation.cells import Ended
-from helixnet.sim.evaluation.chapters import METHOD_WORDS, ROUTER_WORDS, Grid, factors, grids, ways_of
+from helixnet.sim.evaluation.chapters import METHOD_WORDS, ROUTER_WORDS, Grid, grids, ways_of
 from helixnet.sim.evaluation.like_for_like import METHODS, ROUTERS
 from helixnet.sim.evaluation.ours import WAYS, OursRow
-from helixnet.sim.plots import BLUE, DIM, GREEN, INK, ORANGE, PURPLE, RED, SHADE, amount, new_figure, save
+from helixnet.sim.plots import BLUE, DIM, GREEN, GRID, INK, ORANGE, PURPLE, RED, amount, new_figure, save
 from helixnet.sim.tables import digits
 
 ROUTER_COLOURS = {
@@ -88,13 +88,12 @@ def published(ended: Sequence[Ended]) -> Figure:
 
 def alike(ended: Sequence[Ended], instance: str, model: str) -> Figure:
     """Methods along the axis, a bar for each router; offline and online beside each other."""
-    found = grids(ended)
-    loads = [online for online in (False, True) if (instance, model, online) in found]
+    found = {rate: grid for (*setting, rate), grid in grids(ended).items() if setting == [instance, model]}
     figure = new_figure(4.2, f"{instance} {MODELS.get(model, model)}: every method with every router, one load for all")
-    axes = figure.subplots(1, len(loads), squeeze=False)[0]
-    for axis, online in zip(axes, loads, strict=True):
-        _grid(axis, found[instance, model, online], label=axis is axes[0])
-        axis.set_title("online: the same arrivals for all" if online else "offline: KV memory filled by one rule")
+    axes = figure.subplots(1, len(found), squeeze=False)[0]
+    for axis, (rate, grid) in zip(axes, found.items(), strict=True):
+        _grid(axis, grid, label=axis is axes[0])
+        axis.set_title("online: the same arrivals for all" if rate else "offline: KV memory filled by one rule")
     axes[0].set_ylabel("decode tokens/s")
     figure.legend(loc="outside lower center", ncols=6)
     return figure
@@ -136,8 +135,7 @@ def ablation(ended: Sequence[Ended]) -> Figure:
     axes = figure.subplots(len(rows), 2, squeeze=False, width_ratios=(2.2, 1.0))
     for (instance, ways), (rate, pace) in zip(rows.items(), axes, strict=True):
         _ways(rate, pace, ways)
-        brought = "    ".join(f"{name} {factor:.2f} x" for name, factor in factors(ways))
-        rate.set_title(f"{instance}      {brought}", fontsize=9)
+        rate.set_title(instance)
         pace.set_title("mean TPOT, s")
     axes[-1][0].set_xlabel("decode tokens/s")
     return figure
@@ -153,7 +151,7 @@ def _ways(rate: Axes, pace: Axes, ways: dict[str, OursRow]) -> None:
             row.decode_tokens_per_s, number, f" {digits(row.decode_tokens_per_s)}{times}", va="center", fontsize=9
         )
         pace.barh(number, row.tpot_s, height=0.62, color=colour)
-        pace.text(row.tpot_s, number, f" {row.tpot_s:.2f}", va="center", fontsize=9)
+        _beside(pace, row.tpot_s, number, f"{row.tpot_s:.2f}")
     if first is not None:
         wanted = ours.TIMES * first.decode_tokens_per_s
         rate.axvline(wanted, color=RED, linestyle="--", linewidth=1.2)
@@ -167,6 +165,13 @@ def _ways(rate: Axes, pace: Axes, ways: dict[str, OursRow]) -> None:
         axis.xaxis.set_major_locator(MaxNLocator(5))
 
 
+def _beside(axis: Axes, length: float, number: int, words: str) -> None:
+    """At the end of a bar, legible over lines."""
+    box = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
+    at, beyond = (length, number), (4, 0)
+    axis.annotate(words, at, xytext=beyond, textcoords="offset points", va="center", fontsize=9, bbox=box)
+
+
 # --- random clusters ---------------------------------------------------------------------------------
 
 
@@ -178,7 +183,7 @@ def shared(ended: Sequence[Ended]) -> Figure:
     points = [(planned, row.run[peer]) for _, row in rows for peer, planned in row.planned.items()]
     most = 105 * max(max(pair) for pair in points)
     band = 1 + shares.WITHIN, 1 - shares.WITHIN
-    left.fill_between([0, most], [0, band[0] * most], [0, band[1] * most], color=SHADE, label="within 5 %", zorder=0)
+    left.fill_between([0, most], [0, band[0] * most], [0, band[1] * most], color=GRID, label="within 5 %", zorder=0)
     left.plot([0, most], [0, most], color=DIM, linewidth=1.0)
     near = [abs(run / planned - 1) <= shares.WITHIN for planned, run in points]
     for wanted, colour, words in ((True, BLUE, "a peer"), (False, RED, "further off")):
@@ -228,7 +233,7 @@ def _scatter(axis: Axes, pairs: Sequence[tuple[float, float]]) -> None:
         ends,
         [(1 + within) * end for end in ends],
         [(1 - within) * end for end in ends],
-        color=SHADE,
+        color=GRID,
         label=f"within {within:.0%}",
         zorder=0,
     )

@@ -39,9 +39,9 @@ WITHIN = 0.05
 """Of each peer's share of the work."""
 CLUSTERS, QUICK_CLUSTERS = 8, 2
 MODEL = "llama-3.1-70b"
-PEERS, REGIONS = (10, 24), (1, 3)
+PEERS, REGIONS = (8, 16), (1, 3)
 HOMES = (0.0, 0.5, 0.8)
-PROMPT, OUTPUT = (32, 96), (64, 96)
+PROMPT, OUTPUT = (16, 64), (32, 64)
 BUDGET = Budget(work=4_000, work_per_peer=0, laying_work=4_000_000)
 NEAR = Link(0.001, 1e9)
 """Clients sit beside the peers: what is checked is the swarm."""
@@ -49,12 +49,12 @@ ROOMY_BYTES = 1 << 40
 """What each peer gets on top of its memory."""
 SESSIONS_MAX = 4_096
 """What stages and entries admit: nobody is to be turned away."""
-CROWD = 1.5
+CROWD = 1.25
 """Requests in flight, as a multiple of what fills the largest batch of every stage that they pass."""
 DRAWS_MAX = 100
-REQUESTS = 3_000
+REQUESTS = 2_000
 """In the window, as planned: a peer with a hundredth of them can still be told from its share."""
-WARM_LIVES, LIVES = 1.0, 2.0
+WARM_LIVES, LIVES = 1.0, 1.5
 """Of a request, before the window and at least in it."""
 
 
