@@ -131,7 +131,7 @@ def _grid(axis: Axes, grid: Grid, label: bool) -> None:
 def ablation(ended: Sequence[Ended]) -> Figure:
     """A panel for each instance: what each way serves, and the time between two tokens."""
     rows = {name: found for name in ours.INSTANCES if (found := ways_of(ended, name))}
-    figure = new_figure(1.0 + 2.75 * len(rows), "From Helix to ours, 70B, saturated")
+    figure = new_figure(1.0 + 2.75 * len(rows), "From Helix to ours, 70B, saturated (dashed: what was to be reached)")
     axes = figure.subplots(len(rows), 2, squeeze=False, width_ratios=(2.2, 1.0))
     for (instance, ways), (rate, pace) in zip(rows.items(), axes, strict=True):
         _ways(rate, pace, ways)

@@ -1,7 +1,9 @@
 """Whether IWRR makes of a plan what the plan says: the flow as a whole, and each peer's share of the work.
 
 Random mixed clusters under our own protocol, saturated. Their placements are planned for the memory that they have;
-then all get so much more that KV room limits nothing, and flow is what compute and links allow. A token is run by every
+then all get so much more that KV room limits nothing, and flow is what compute and links allow. Links carry what is
+planned over them: half of what is measured, as if others had the rest. Otherwise the swarm would serve more than the
+plan says, and whoever computes at its limit could not keep its share of that. A token is run by every
 layer once, wherever that is held; so a peer's share of all token-layers is its planned load over all planned loads,
 whatever the rate that is reached.
 """
@@ -9,7 +11,8 @@ whatever the rate that is reached.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -22,7 +25,7 @@ from helixnet.core.swarm.capability import Capability
 from helixnet.core.types import PeerId
 from helixnet.planner.flow import CapacityModel, Routing
 from helixnet.planner.predict import forecast, planned_routing
-from helixnet.planner.problem import BATCH_MAX, Workload, from_snapshot
+from helixnet.planner.problem import BATCH_MAX, LINK_SHARE, Workload, from_snapshot
 from helixnet.planner.random_swarm import Geography, geography
 from helixnet.planner.solve import Budget, place, to_placement
 from helixnet.sim.evaluation.cells import Cell, Data, Ended, Row, Target
@@ -49,12 +52,14 @@ ROOMY_BYTES = 1 << 40
 """What each peer gets on top of its memory."""
 SESSIONS_MAX = 4_096
 """What stages and entries admit: nobody is to be turned away."""
-CROWD = 1.25
+CROWD = 1.5
 """Requests in flight, as a multiple of what fills the largest batch of every stage that they pass."""
+CHOICES_MIN = 3
+"""Places where requests go on to several peers: along a single chain IWRR has nothing to do."""
 DRAWS_MAX = 100
 REQUESTS = 2_000
 """In the window, as planned: a peer with a hundredth of them can still be told from its share."""
-WARM_LIVES, LIVES = 1.0, 1.5
+WARM_LIVES, LIVES = 1.5, 1.5
 """Of a request, before the window and at least in it."""
 
 
@@ -113,7 +118,7 @@ class Planned:
 
 
 def planned(seed: int) -> Planned:
-    """The first of the clusters drawn that has room for the model.
+    """The first of the clusters drawn that has room for the model and whose plan leaves IWRR choices.
 
     Raises:
         UsageError: there is none.
@@ -124,16 +129,17 @@ def planned(seed: int) -> Planned:
         land = geography(drawn, rng.randint(*PEERS), rng.randint(*REGIONS), rng.choice(HOMES), MODEL)
         workload = Workload(prompt_tokens=rng.randint(*PROMPT), output_tokens=rng.randint(*OUTPUT))
         problem = from_snapshot(land.snapshot(), workload)
-        if problem.has_room():
-            break
-    else:
-        raise UsageError(f"None of {DRAWS_MAX} clusters has room for {MODEL}.")
-    spans = place(problem, seed, BUDGET)
-    roomy = replace(land, capabilities={peer: _roomy(one) for peer, one in land.capabilities.items()})
-    problem = replace(from_snapshot(roomy.snapshot(), workload), sessions_max=SESSIONS_MAX)
-    routing = planned_routing(problem, spans, CapacityModel.EXACT)
-    stages = forecast(problem, spans, routing).hops
-    return Planned(roomy, workload, to_placement(problem, spans, CapacityModel.EXACT), routing, stages)
+        if not problem.has_room():
+            continue
+        spans = place(problem, seed, BUDGET)
+        roomy = replace(land, capabilities={peer: _roomy(one) for peer, one in land.capabilities.items()})
+        problem = replace(from_snapshot(roomy.snapshot(), workload), sessions_max=SESSIONS_MAX)
+        routing = planned_routing(problem, spans, CapacityModel.EXACT)
+        onward = Counter(source for source, _ in routing.edges)
+        if sum(count > 1 for count in onward.values()) >= CHOICES_MIN:
+            stages = forecast(problem, spans, routing).hops
+            return Planned(roomy, workload, to_placement(problem, spans, CapacityModel.EXACT), routing, stages)
+    raise UsageError(f"None of {DRAWS_MAX} clusters has room for {MODEL} and choices of ways.")
 
 
 def _roomy(capability: Capability) -> Capability:
@@ -152,8 +158,9 @@ def shares_of(plan: Planned, seed: int) -> SharesRow:
         stage=msgspec.structs.replace(LAN.peer.stage, sessions_max=SESSIONS_MAX),
         entry=msgspec.structs.replace(LAN.peer.entry, sessions_max=SESSIONS_MAX),
     )
+    world = world_in(plan.land, NEAR)
     setup = Setup(
-        world=replace(world_in(plan.land, NEAR), uplinks={}, load_bytes_per_s=1e15),
+        world=replace(world, between=_as_planned(world.between), uplinks={}, load_bytes_per_s=1e15),
         peers=tuple(plan.land.capabilities),
         load=Load(lengths=Fixed(work.prompt_tokens, work.output_tokens), in_flight=in_flight),
         seconds=seconds,
@@ -181,6 +188,16 @@ def shares_of(plan: Planned, seed: int) -> SharesRow:
         busy={peer: window.busy_s[peer] / (window.ends - window.begins) for peer in loads},
         events=simulation.engine.events,
     )
+
+
+def _as_planned(between: Callable[[PeerId, PeerId], Link]) -> Callable[[PeerId, PeerId], Link]:
+    """Links that carry what is planned over them and no more."""
+
+    def scarce(source: PeerId, target: PeerId) -> Link:
+        link = between(source, target)
+        return Link(link.latency_s, LINK_SHARE * link.bandwidth)
+
+    return scarce
 
 
 class _Window:
