@@ -205,8 +205,8 @@ def _and(words: Sequence[str]) -> str:
 def ablation(ended: Sequence[Ended]) -> str:
     """Each instance in every way, and what every step brings."""
     parts = [
-        "Saturated: in their way KV memory is filled to an expected 80 %, in ours as many requests are always in flight "
-        f"as fill {KV_SHARE:.0%} of its room. {_stories()}\n"
+        "Saturated: in their way KV memory is filled to an expected 80 %, in ours as many requests are always "
+        f"in flight as fill {KV_SHARE:.0%} of its room. {_stories()}\n"
     ]
     for instance in ours.INSTANCES:
         rows = ways_of(ended, instance)
