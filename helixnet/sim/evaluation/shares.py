@@ -52,14 +52,14 @@ ROOMY_BYTES = 1 << 40
 """What each peer gets on top of its memory."""
 SESSIONS_MAX = 4_096
 """What stages and entries admit: nobody is to be turned away."""
-CROWD = 2.5
+CROWD = 1.5
 """Requests in flight, as a multiple of what fills the largest batch of every stage that they pass."""
 CHOICES_MIN = 3
 """Places where requests go on to several peers: along a single chain IWRR has nothing to do."""
 DRAWS_MAX = 100
 REQUESTS = 2_000
 """In the window, as planned: a peer with a hundredth of them can still be told from its share."""
-WARM_LIVES, LIVES = 1.25, 1.25
+WARM_LIVES, LIVES = 3.0, 2.0
 """Of a request, before the window and at least in it."""
 
 
