@@ -219,7 +219,8 @@ def test_steps_that_came_together_do_not_all_go_on_together(ready: int, share: f
     while batch := batcher.take(share):
         batches.append([item.session for item in batch])
     assert [len(batch) for batch in batches] == taken
-    assert [session for batch in batches for session in batch] == [f"d{number:02d}" for number in range(ready)], "first come, first served"
+    in_order = [f"d{number:02d}" for number in range(ready)]
+    assert [session for batch in batches for session in batch] == in_order, "first come, first served"
 
 
 def test_a_stage_takes_its_share_of_the_requests_in_flight_at_once() -> None:
