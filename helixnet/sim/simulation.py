@@ -11,7 +11,7 @@ from helixnet.core.route.request import RequestConfig
 from helixnet.core.types import PeerId
 from helixnet.planner.problem import Workload
 from helixnet.sim.clients import Client
-from helixnet.sim.engine import Engine
+from helixnet.sim.engine import Engine, seldom_collected
 from helixnet.sim.faults import Fault, inflict
 from helixnet.sim.invariants import check_at_rest
 from helixnet.sim.samples import Sampler
@@ -84,6 +84,7 @@ class Simulation:
         self._lengths_rng = random.Random(f"lengths {setup.seed}")
         self._next_client = 0
         self._asking = False
+        self._restless: PeerId | None = None
 
     @property
     def ends_at(self) -> float:
@@ -105,6 +106,10 @@ class Simulation:
         Raises:
             InvariantBroken: something that must hold did not.
         """
+        with seldom_collected():
+            return self._run(progress)
+
+    def _run(self, progress: Callable[[float], None] | None) -> Tally:
         for peer in self.setup.peers:
             self.swarm.join(peer)
         self.engine.run(SETTLE_S, self._is_served)
@@ -118,15 +123,26 @@ class Simulation:
                 progress((self.engine.now - self.began_at) / self.setup.seconds)
         self._asking = False
         self.mark("load ends")
-        self.engine.run(self.ends_at + DRAIN_S, lambda: not any(client.running for client in self.clients))
+        self.engine.run(self.ends_at + DRAIN_S, self._is_answered)
         # What a dead peer had opened elsewhere stays until it has been idle for too long.
         rest_s = self.setup.config.peer.stage.idle_s + REST_S
         self.engine.run(self.engine.now + rest_s, self._is_at_rest)
         check_at_rest({name: one.peer for name, one in self.swarm.peers.items()})
         return self.tally
 
+    def _is_answered(self) -> bool:
+        return not any(client.running for client in self.clients)
+
     def _is_at_rest(self) -> bool:
-        return not any(one.peer.stage.sessions or one.peer.entry.sessions for one in self.swarm.peers.values())
+        """Whether no peer has a session. Who was seen to have one last is asked first: there may be a thousand."""
+        last = self.swarm.peers.get(self._restless) if self._restless is not None else None
+        if last is not None and (last.peer.stage.sessions or last.peer.entry.sessions):
+            return False
+        for name, one in self.swarm.peers.items():
+            if one.peer.stage.sessions or one.peer.entry.sessions:
+                self._restless = name
+                return False
+        return True
 
     def mark(self, what: str) -> None:
         """Something for plots over time to point at."""
