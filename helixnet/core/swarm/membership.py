@@ -55,8 +55,9 @@ class Membership:
         self._manifest_hash = manifest_hash
         self._config = config
         self._members: dict[PeerId, Member] = {}
-        self._suspects: set[PeerId] = set()
-        self._dead: set[PeerId] = set()
+        self._suspects: dict[PeerId, None] = {}
+        """In the order in which they became so, like the dead: who is due comes first."""
+        self._dead: dict[PeerId, None] = {}
         self._sorted: list[Member] | None = None
         """What `members` answers, until one comes or is forgotten."""
         self._live: list[Member] | None = None
@@ -85,7 +86,7 @@ class Membership:
             elif record.uptime_s < member.record.uptime_s - 1.0 and not member.direct:  # it was restarted
                 member.record, member.heard_at = record, now
                 changed |= self._cleared(member)
-        for peer in self._members.keys() - {record.peer for record in records}:
+        for peer in sorted(self._members.keys() - {record.peer for record in records}):
             member = self._members[peer]
             silent = not member.direct and now - member.heard_at > self._config.dead_s
             if silent and member.dead_since is None:
@@ -142,25 +143,29 @@ class Membership:
         if now < self.deadline(owed_heartbeats):
             return False
         changed = self._suspect_silent(now) if owed_heartbeats else False
-        dies_s, self._due_at = self._config.dead_s - self._config.suspect_s, NEVER
-        for peer in sorted(self._suspects):
-            member = self._members[peer]
-            assert member.suspect_since is not None, "it is among the suspects"
-            if now >= member.suspect_since + dies_s:
-                self._bury(member, now)
-                changed = True
-            else:
-                self._due_at = min(self._due_at, member.suspect_since + dies_s)
-        for peer in sorted(self._dead):
-            member = self._members[peer]
-            assert member.dead_since is not None, "it is among the dead"
-            if now >= member.dead_since + self._config.forget_s:
-                self._dead.discard(peer)
-                del self._members[peer]
-                self._sorted = None
-            else:
-                self._due_at = min(self._due_at, member.dead_since + self._config.forget_s)
+        while (suspect := self._first(self._suspects)) is not None and now >= self._dies_at(suspect):
+            self._bury(suspect, now)
+            changed = True
+        while (dead := self._first(self._dead)) is not None and now >= self._forgotten_at(dead):
+            del self._dead[dead.record.peer], self._members[dead.record.peer]
+            self._sorted = None
+        self._due_at = NEVER if suspect is None else self._dies_at(suspect)
+        if dead is not None:
+            self._due_at = min(self._due_at, self._forgotten_at(dead))
         return changed
+
+    def _first(self, peers: dict[PeerId, None]) -> Member | None:
+        for peer in peers:
+            return self._members[peer]
+        return None
+
+    def _dies_at(self, suspect: Member) -> float:
+        assert suspect.suspect_since is not None, "it is among the suspects"
+        return suspect.suspect_since + (self._config.dead_s - self._config.suspect_s)
+
+    def _forgotten_at(self, dead: Member) -> float:
+        assert dead.dead_since is not None, "it is among the dead"
+        return dead.dead_since + self._config.forget_s
 
     def _suspect_silent(self, now: float) -> bool:
         """Suspect whoever has not been heard of for too long. Returns whether there was somebody."""
@@ -185,22 +190,22 @@ class Membership:
 
     def _suspect(self, member: Member, now: float) -> None:
         member.suspect_since, self._live = now, None
-        self._suspects.add(member.record.peer)
-        self._due_at = min(self._due_at, now + (self._config.dead_s - self._config.suspect_s))
+        self._suspects[member.record.peer] = None
+        self._due_at = min(self._due_at, self._dies_at(member))
 
     def _bury(self, member: Member, now: float) -> None:
         member.dead_since, self._live = now, None
-        self._suspects.discard(member.record.peer)
-        self._dead.add(member.record.peer)
-        self._due_at = min(self._due_at, now + self._config.forget_s)
+        self._suspects.pop(member.record.peer, None)
+        self._dead[member.record.peer] = None
+        self._due_at = min(self._due_at, self._forgotten_at(member))
 
     def _cleared(self, member: Member) -> bool:
         """Nothing is held against a member any more. Returns whether something was."""
         if member.suspect_since is None and member.dead_since is None:
             return False
         member.suspect_since = member.dead_since = self._live = None
-        self._suspects.discard(member.record.peer)
-        self._dead.discard(member.record.peer)
+        self._suspects.pop(member.record.peer, None)
+        self._dead.pop(member.record.peer, None)
         return True
 
     def get(self, peer: PeerId) -> Member | None:
