@@ -13,6 +13,7 @@ the same order; against our own simulator see `sim.prediction_check`.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from helixnet.core.plan.plan import Prediction
 from helixnet.planner.bounds import proven_bound
-from helixnet.planner.flow import OUTSIDE, Edge, Routing
+from helixnet.planner.flow import OUTSIDE, Edge, Routing, layers_run
 from helixnet.planner.problem import Matrix, Problem, Spans
 
 BISECTIONS = 14
@@ -64,6 +65,8 @@ class _Part:
     index: int
     visits: float
     layers: float
+    segments: tuple[tuple[float, int], ...]
+    """Runs of layers by the share of visits that pass them: all that come pass the last ones, fewer those before."""
 
 
 def forecast(problem: Problem, spans: Spans, routing: Routing) -> Forecast:
@@ -71,7 +74,7 @@ def forecast(problem: Problem, spans: Spans, routing: Routing) -> Forecast:
     flow = routing.tokens_per_s
     if flow <= 0:
         return NO_FORECAST
-    parts = _parts(routing)
+    parts = _parts(spans, routing)
     sessions, tightest = _sessions(problem, spans, parts)
     hops_s = _hops(problem, spans, routing)
     decode_s = sum(part.layers * problem.peers[part.index].decode_s for part in parts)
@@ -101,13 +104,28 @@ def predict(problem: Problem, spans: Spans, routing: Routing) -> Prediction:
     )
 
 
-def _parts(routing: Routing) -> list[_Part]:
+def _parts(spans: Spans, routing: Routing) -> list[_Part]:
     flow = routing.tokens_per_s
-    visits = [0.0] * len(routing.loads)
-    for (_, target), rate in routing.edges.items():
-        if target != OUTSIDE:
-            visits[target] += rate / flow
-    return [_Part(i, visits[i], load / flow) for i, load in enumerate(routing.loads) if load > 0]
+    lengths: dict[int, dict[int, float]] = {}
+    for edge, rate in routing.edges.items():
+        if edge[1] != OUTSIDE:
+            by_length, length = lengths.setdefault(edge[1], {}), layers_run(spans, edge)
+            by_length[length] = by_length.get(length, 0.0) + rate
+    return [
+        _Part(index, sum(lengths[index].values()) / flow, load / flow, _segments(lengths[index]))
+        for index, load in enumerate(routing.loads)
+        if load > 0
+    ]
+
+
+def _segments(lengths: dict[int, float]) -> tuple[tuple[float, int], ...]:
+    """From what is visited by how much of the flow for how many layers, up to the last; most visited first."""
+    left, reached = sum(lengths.values()), 0
+    total, segments = left, []
+    for length in sorted(lengths):
+        segments.append((left / total, length - reached))
+        left, reached = left - lengths[length], length
+    return tuple(segments)
 
 
 def _sessions(problem: Problem, spans: Spans, parts: list[_Part]) -> tuple[float, int]:
@@ -191,13 +209,16 @@ class _Load:
         """At so many decoded tokens/s: each token is at some stage or on some link."""
         seconds = self.hops_s + self.met_s
         for part in self.parts:
-            peer = self.problem.peers[part.index]
-            asked = rate * part.layers
-            batch = min(bisect_left(peer.batch_rate, asked), len(peer.batch_rate) - 1) + 1
-            reached = peer.batch_rate[batch - 1]
-            step_s = batch / reached
+            rates, asked = self.problem.peers[part.index].batch_rate, rate * part.visits
+            if len(part.segments) == 1:
+                length = part.segments[0][1]
+                batch = min(bisect_left(rates, asked * length), len(rates) - 1) + 1
+                batch_s = length * batch / rates[batch - 1]
+            else:
+                reached = bisect_left(range(1, len(rates)), asked, key=lambda b: b / _batch_s(rates, part.segments, b))
+                batch, batch_s = reached + 1, _batch_s(rates, part.segments, reached + 1)
             # A lone step waits for nobody on average unless the peer is busy; in a batch it waits for half of the last.
-            seconds += part.layers * step_s * (1.0 + 0.5 * min(1.0, asked / reached))
+            seconds += part.visits * batch_s * (1.0 + 0.5 * min(1.0, asked * batch_s / batch))
         return rate * seconds
 
     def saturated(self, most: float, sessions: float) -> float:
@@ -214,6 +235,18 @@ class _Load:
             else:
                 high = middle
         return low
+
+
+def _batch_s(rates: Sequence[float], segments: tuple[tuple[float, int], ...], batch: int) -> float:
+    """Seconds of a batch of so many steps, all of which wait for its end, of whatever layers each has need.
+
+    Where less than one of them needs a layer on average, the layer is run now and then.
+    """
+    seconds = 0.0
+    for share, layers in segments:
+        there = max(1, round(batch * share))
+        seconds += layers * there / rates[there - 1] * min(1.0, batch * share)
+    return seconds
 
 
 def _bottleneck(problem: Problem, spans: Spans, routing: Routing, outlook: Forecast) -> str:

@@ -268,8 +268,9 @@ def _plan_peer(view: PeerView, manifest: Manifest, work: Workload, session_token
     whole, rest = divmod(work.prompt_tokens, PREFILL_CHUNK_TOKENS)
     prefill_s = whole * seconds_at(capability.prefill, PREFILL_CHUNK_TOKENS)
     prefill_s += seconds_at(capability.prefill, rest) if rest else 0.0
-    # Under load the pieces of several prompts fill what a batch takes of them.
-    extra_s = work.prefill_ratio * seconds_at(capability.prefill, PREFILL_BUDGET_TOKENS) / PREFILL_BUDGET_TOKENS
+    # Batches meet prompts piece by piece; short ones cost more for each token.
+    piece = min(work.prompt_tokens, PREFILL_CHUNK_TOKENS)
+    extra_s = work.prefill_ratio * seconds_at(capability.prefill, piece) / piece
     rates = _batch_rates(capability.decode, extra_s)
     spare = np.maximum(0, capability.memory_bytes - np.arange(layers + 1) * manifest.layer_bytes)
     kv = spare // manifest.kv_bytes

@@ -17,6 +17,8 @@ from helixnet.planner.problem import PlanPeer, Problem, Spans
 
 SPREAD_MIN = 0.99
 """Share of what the best flow would serve that one which is spread over the peers must serve."""
+CHOICE_PEERS_MAX = 200
+"""In larger swarms a plan has no choice of flows."""
 PACES = (1.0, 0.85, 0.7, 1.2)
 """Times the pace of the forecast: a flow by KV room lets more in, and then each of them moves more slowly."""
 
@@ -33,7 +35,13 @@ def served(problem: Problem, spans: Spans, model: CapacityModel) -> tuple[Routin
 
 
 def planned_routing(problem: Problem, spans: Spans, model: CapacityModel) -> Routing:
-    """The flow that a plan says: spread over peers that can share it, unless another is predicted to serve more."""
+    """The flow that a plan says: spread over peers that can share it, unless another is predicted to serve more.
+
+    In large swarms, where each flow takes seconds, what a search would see where KV limits.
+    """
+    if len(problem.peers) > CHOICE_PEERS_MAX:
+        routing, outlook = served(problem, spans, model)
+        return routing if outlook.kv_limited else max_flow(problem, spans, model, final=True)
     spread = max_flow(problem, spans, model, final=True)
     found = [spread, max_flow(problem, spans, model)]
     outlooks = [forecast(problem, spans, each) for each in found]

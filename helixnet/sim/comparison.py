@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from helixnet.core.errors import UsageError
 from helixnet.planner.artifact import Artifact
 from helixnet.planner.flow import CapacityModel, Edge
 from helixnet.planner.objective import THROUGHPUT
+from helixnet.planner.predict import forecast
 from helixnet.planner.problem import LINK_SHARE, PREFILL_CHUNK_TOKENS, PlanPeer, Problem, Spans
 from helixnet.planner.served import planned_routing
 from helixnet.planner.solve import Budget, place
 from helixnet.sim.paper.admission import OFFLINE
 from helixnet.sim.paper.feeder import FillKv, Lengths, lengths_of
-from helixnet.sim.paper.instance import Instance, flows_of, read_instance
+from helixnet.sim.paper.instance import Instance, Profile, flows_of, read_instance
 from helixnet.sim.paper.run import Setup, Windows, simulate
-from helixnet.sim.side_by_side import Served, Serving, kv_sessions, our_setup, serve
+from helixnet.sim.side_by_side import Served, Serving, our_setup, serve
 from helixnet.sim.simulation import Load
 from helixnet.sim.workload import Recorded
 
@@ -29,22 +30,6 @@ FIRST_GUESS_S = 240.0
 """Of a request's life, to find out how long it really is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Who holds what, and how much should flow where."""
-
-    spans: Spans
-    flows: dict[Edge, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    """One way of serving an instance, and what came of it."""
-
-    title: str
-    served: Served
-
-
 class Comparison:
     """One instance with one model. Windows are `lifetimes` mean lives of a request, after one to warm up."""
 
@@ -54,22 +39,23 @@ class Comparison:
         self._lengths: Lengths = lengths_of(artifact.trace())
         self._lifetimes, self._seed = lifetimes, seed
 
-    def stored(self) -> Plan:
-        """The authors' own placement, with the flow that they sent through each machine."""
-        spans = self._artifact.stored(self._name, self._model)[STORED]
+    def stored(self) -> Spans:
+        """The authors' own placement."""
+        return self._artifact.stored(self._name, self._model)[STORED]
+
+    def stored_flows(self) -> dict[Edge, float]:
+        """Its flows: what they sent through each machine."""
         through = self._artifact.stored_flow(self._name, self._model, STORED)
-        return Plan(spans, flows_of(self.instance.problem, spans, through))
+        return flows_of(self.instance.problem, self.stored(), through)
 
-    def ours(self, budget: Budget | None = None) -> Plan:
-        """Placed for predicted serving in our own way, with slow links planned at a part of what they carry."""
-        problem = in_our_mode(self._artifact.problem(self._name, self._model, LINK_SHARE), self._artifact)
-        spans = place(problem, self._seed, budget, THROUGHPUT)
-        return Plan(spans, planned_routing(problem, spans, CapacityModel.EXACT).edges)
+    def ours(self, budget: Budget | None = None) -> Spans:
+        """Placed for predicted serving in our own way."""
+        return place(self._in_our_mode(), self._seed, budget, THROUGHPUT)
 
-    def in_their_way(self, plan: Plan, whole: bool = False) -> Served:
-        """In paper mode, its KV filled as the authors fill it; `whole`: with a max flow instead of the plan's own."""
-        flows = flows_of(self.instance.problem, plan.spans) if whole else plan.flows
-        setup = Setup(self.instance, plan.spans, flows, "iwrr", FillKv(self._lengths), OFFLINE)
+    def in_their_way(self, spans: Spans, flows: dict[Edge, float] | None = None) -> Served:
+        """In paper mode, its KV filled as the authors fill it; a max flow where no flows are given."""
+        flows = flows or flows_of(self.instance.problem, spans)
+        setup = Setup(self.instance, spans, flows, "iwrr", FillKv(self._lengths), OFFLINE)
 
         def run(warm_s: float, seconds: float) -> Served:
             outcome = simulate(replace(setup, windows=Windows(warm_s, seconds)), self._seed)
@@ -88,19 +74,25 @@ class Comparison:
 
         return self._long_enough(run)
 
-    def in_our_way(self, plan: Plan, serving: Serving | None = None) -> Served:
-        """By our protocol on the real machines of the core."""
-        tokens = sum(sum(lengths) for lengths in self._lengths) / len(self._lengths)
-        in_flight = int(KV_SHARE * kv_sessions(self.instance, plan.spans, tokens))
+    def in_our_way(self, spans: Spans, serving: Serving | None = None) -> Served:
+        """By our protocol on the real machines of the core, with the flows that we plan for these spans."""
+        problem = self._in_our_mode()
+        routing = planned_routing(problem, spans, CapacityModel.EXACT)
+        in_flight = int(KV_SHARE * forecast(problem, spans, routing).sessions)
         if in_flight < 1:
-            raise UsageError(f"No layer of {self.instance.name} has KV room for one request in this placement.")
+            raise UsageError(f"Some stage of {self.instance.name} has no KV room for one request in this placement.")
         load = Load(lengths=Recorded(self._lengths), in_flight=in_flight, clients=CLIENTS)
 
         def run(warm_s: float, seconds: float) -> Served:
-            setup = our_setup(self.instance, plan.spans, plan.flows, load, warm_s + seconds, serving, self._seed)
+            setup = our_setup(self.instance, spans, routing.edges, load, warm_s + seconds, serving, self._seed)
             return serve(setup, warm_s)
 
         return self._long_enough(run)
+
+    def _in_our_mode(self) -> Problem:
+        """Slow links are planned at a part of what they carry."""
+        problem = self._artifact.problem(self._name, self._model, LINK_SHARE)
+        return in_our_mode(problem, self.instance, self._artifact.constants.AVG_INPUT_LEN)
 
     def _long_enough(self, run: Callable[[float, float], Served]) -> Served:
         """A short run tells how long requests live, the second lasts as many lives as it should."""
@@ -110,19 +102,27 @@ class Comparison:
         return run(life_s, self._lifetimes * life_s)
 
 
-def in_our_mode(problem: Problem, artifact: Artifact) -> Problem:
+def in_our_mode(problem: Problem, instance: Instance, prompt_tokens: int) -> Problem:
     """The paper's machines as our stages run them: prompts in pieces that hold nobody up, and batches as large as ours.
 
     The authors' T(k) stands for what a machine does in their system; ours does what its timed batches allow, in such
     batches as its KV room lets it count on (`planner.problem.from_snapshot` plans our own peers by the same rule).
     """
-    peers = tuple(replace(peer, capacity=_capacity(problem, peer)) for peer in problem.peers)
-    pieces = max(1.0, artifact.constants.AVG_INPUT_LEN / PREFILL_CHUNK_TOKENS)
+    pieces = max(1.0, prompt_tokens / PREFILL_CHUNK_TOKENS)
+    timed = zip(problem.peers, (instance.profiles[kind] for kind in instance.kinds), strict=True)
+    peers = tuple(_timed(problem, peer, profile, pieces) for peer, profile in timed)
     return replace(problem, peers=peers, chunks=pieces, convoys=False)
 
 
-def _capacity(problem: Problem, peer: PlanPeer) -> tuple[float, ...]:
-    """Token-layers/s by layers held, prompt tokens counted."""
-    most = min(Serving().decode_batch_max, len(peer.batch_rate))
-    batches = [min(most, max(1, room // (problem.session_tokens * problem.layers))) for room in peer.kv_token_layers]
-    return tuple([problem.flow_per_token * peer.batch_rate[batch - 1] for batch in batches])
+def _timed(problem: Problem, peer: PlanPeer, profile: Profile, pieces: float) -> PlanPeer:
+    """A machine with rates by its timed batches, each decode step with its share of a prompt."""
+    prefill_s = pieces * profile.prompt_s[PREFILL_CHUNK_TOKENS]
+    extra_s = prefill_s / problem.output_tokens
+    rates: list[float] = []
+    for batch in range(1, min(Serving().decode_batch_max, len(profile.decode_s) - 1) + 1):
+        rate = batch / (profile.decode_s[batch] + batch * extra_s)
+        rates.append(max(rate, rates[-1]) if rates else rate)
+    whole = problem.session_tokens * problem.layers
+    batches = [min(len(rates), max(1, room // whole)) for room in peer.kv_token_layers]
+    capacity = tuple([problem.flow_per_token * rates[batch - 1] for batch in batches])
+    return replace(peer, capacity=capacity, batch_rate=tuple(rates), prefill_s=prefill_s)

@@ -26,7 +26,8 @@ PEERS, REGIONS = (10, 24), (1, 3)
 HOMES = (0.0, 0.5, 0.8)
 PROMPT, OUTPUT = (64, 512), (64, 256)
 BUDGET = Budget(work=4_000, work_per_peer=0, laying_work=4_000_000)
-ALONE_S = 240.0
+ALONE = 40
+"""Requests one after the other, so that rare ways are among them."""
 LIVES = 4.0
 """Of a request, in the saturated window."""
 CROWD, IN_FLIGHT_MAX = 1.1, 1_500
@@ -65,7 +66,8 @@ def check(seed: int) -> Check:
     sessions = forecast(problem, spans, planned_routing(problem, spans, CapacityModel.EXACT)).sessions
     world = replace(world_in(land, NEAR), uplinks={}, load_bytes_per_s=1e15)
     said = placement.prediction
-    alone = _run(world, placement, workload, 1, ALONE_S, seed)
+    alone_s = ALONE * (said.ttft_s + workload.output_tokens * said.tpot_s)
+    alone = _run(world, placement, workload, 1, alone_s, seed)
     life_s = alone.ttft_s + workload.output_tokens * alone.tpot_s
     in_flight = max(2, min(IN_FLIGHT_MAX, round(CROWD * sessions)))
     loaded_s = max(life_s, in_flight * workload.output_tokens / said.tokens_per_s)

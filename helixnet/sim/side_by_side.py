@@ -122,6 +122,7 @@ def our_setup(
         client_link=_client_link(instance, held),
         timings={name_of(number): _tables(instance, number) for number in held},
         load_bytes_per_s=1e15,
+        hop_s=0.0,
     )
     return Setup(
         world=world,
@@ -133,16 +134,6 @@ def our_setup(
         request=PATIENT,
         solving=always(_placement(spans, flows if serving.weighted else _alike(flows))),
     )
-
-
-def kv_sessions(instance: Instance, spans: Spans, tokens: float) -> float:
-    """Requests of so many tokens that the layer with least KV room has room for."""
-    rooms = [0.0] * instance.problem.layers
-    for number, span in enumerate(spans):
-        for layer in span.layers() if span is not None else ():
-            assert span is not None, "it has layers"
-            rooms[layer] += instance.kv_token_layers(number, len(span)) / len(span)
-    return min(rooms) / tokens
 
 
 def _manifest(instance: Instance) -> Manifest:

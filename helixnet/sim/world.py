@@ -9,6 +9,7 @@ from helixnet.core.model import Manifest
 from helixnet.core.plan.snapshot import Snapshot
 from helixnet.core.swarm.capability import Capability
 from helixnet.core.types import PeerId
+from helixnet.planner.problem import HOP_S
 from helixnet.planner.random_swarm import Geography
 from helixnet.sim.compute import Curves, Timing
 from helixnet.sim.network import Path
@@ -52,6 +53,8 @@ class World:
     """Of machines that are timed by something else than their capability."""
     load_bytes_per_s: float = 500e6
     """How fast weights are read or fetched."""
+    hop_s: float = HOP_S
+    """What a hop costs two machines besides the link, as the planner takes it."""
 
     def timing(self, peer: PeerId) -> Timing:
         """How fast a peer's machine really is."""
@@ -70,9 +73,10 @@ class World:
         link = self.link(source, target)
         machine = machine_of(source)
         uplink = self.uplinks.get(machine)
+        latency_s = link.latency_s + self.hop_s
         if uplink is None:
-            return Path(link.latency_s, link.bandwidth, (source, target), self.loss)
-        return Path(link.latency_s, min(uplink, link.bandwidth), machine, self.loss)
+            return Path(latency_s, link.bandwidth, (source, target), self.loss)
+        return Path(latency_s, min(uplink, link.bandwidth), machine, self.loss)
 
 
 def world_of(snapshot: Snapshot, client_link: Link | None = None) -> World:

@@ -9,10 +9,10 @@ import pytest
 
 from helixnet.core.types import PeerId
 from helixnet.sim.comparison import Comparison
-from helixnet.sim.side_by_side import Serving, kv_sessions, name_of, our_setup, serve
+from helixnet.sim.side_by_side import Serving, name_of, our_setup, serve
 from helixnet.sim.simulation import Load, Setup, Simulation
 from helixnet.sim.workload import Recorded
-from tests.sim.tiny_paper import KV_TOKENS, LENGTHS, SQUARE, STAGES, instance
+from tests.sim.tiny_paper import LENGTHS, SQUARE, STAGES, instance
 
 SECONDS = 20.0
 
@@ -35,7 +35,6 @@ def test_requests_follow_the_flows_of_the_plan(tmp_path: Path) -> None:
 
 
 def test_no_more_is_in_flight_than_kv_has_room_for(tmp_path: Path) -> None:
-    assert kv_sessions(instance(tmp_path), STAGES, 32.0) == pytest.approx(2 * KV_TOKENS / 32.0)
     served = serve(a_setup(tmp_path, in_flight=30), warm_s=4.0)
     assert served.lost == 0 and served.retries > 0, "those who find it full wait"
 

@@ -9,7 +9,8 @@ from typing import ClassVar
 
 from helixnet.core.errors import UsageError
 from helixnet.planner.artifact import Artifact
-from helixnet.sim.comparison import Comparison, Plan
+from helixnet.planner.problem import Spans
+from helixnet.sim.comparison import Comparison
 from helixnet.sim.evaluation.cells import Cell, Data, Ended, Row, Target
 from helixnet.sim.side_by_side import Served, Serving
 
@@ -70,13 +71,13 @@ class Way(Cell, frozen=True, kw_only=True, tag="ours"):
     def _serve(self, artifact: Artifact) -> Served:
         one = Comparison(artifact, self.instance, MODEL, self.lives, self.seed)
         if self.way == THEIRS:
-            return one.in_their_way(one.stored())
+            return one.in_their_way(one.stored(), one.stored_flows())
         if self.way in (RING, CHUNKS):
             return one.in_our_way(one.stored(), Serving(chunked=self.way == CHUNKS))
-        plan = _our_plan(artifact, self.instance, self.seed)
+        spans = _our_spans(artifact, self.instance, self.seed)
         if self.way == PLACED:
-            return one.in_their_way(plan, whole=True)
-        return one.in_our_way(plan, Serving(weighted=self.way != RANDOM))
+            return one.in_their_way(spans)
+        return one.in_our_way(spans, Serving(weighted=self.way != RANDOM))
 
 
 def cells(quick: bool) -> tuple[Cell, ...]:
@@ -106,6 +107,6 @@ def targets(ended: Sequence[Ended]) -> tuple[Target, ...]:
 
 
 @lru_cache(maxsize=4)
-def _our_plan(artifact: Artifact, instance: str, seed: int) -> Plan:
+def _our_spans(artifact: Artifact, instance: str, seed: int) -> Spans:
     """The same for every way that uses it; how long windows are does not matter to it."""
     return Comparison(artifact, instance, MODEL, LIVES, seed).ours()

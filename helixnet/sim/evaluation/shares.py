@@ -24,9 +24,10 @@ from helixnet.core.presets import LAN
 from helixnet.core.swarm.capability import Capability
 from helixnet.core.types import PeerId
 from helixnet.planner.flow import CapacityModel, Routing
-from helixnet.planner.predict import forecast, planned_routing
+from helixnet.planner.predict import forecast
 from helixnet.planner.problem import BATCH_MAX, LINK_SHARE, Workload, from_snapshot
 from helixnet.planner.random_swarm import Geography, geography
+from helixnet.planner.served import planned_routing
 from helixnet.planner.solve import Budget, place, to_placement
 from helixnet.sim.evaluation.cells import Cell, Data, Ended, Row, Target
 from helixnet.sim.scenarios import PATIENT
