@@ -72,7 +72,7 @@ class Client:
 
     def _ask_somebody(self) -> None:
         records = [record for record in self._swarm.members(self.me) if record.peer != self._followed.asked]
-        for peer in best_informed(records, self._swarm.coordinator_named())[:1]:
+        for peer in best_informed(records, self._swarm.coordinator_named(self.me))[:1]:
             self._ask_for_views(peer)
 
     def _ask_for_views(self, peer: PeerId) -> None:

@@ -41,10 +41,12 @@ from helixnet.core.swarm.records import (
 from helixnet.core.types import PeerId
 from helixnet.core.wire import messages as wire
 from helixnet.sim.compute import ROW_BYTES, Device, digested
+from helixnet.sim.directory import Directory
 from helixnet.sim.engine import Engine
 from helixnet.sim.invariants import PeerWatch
 from helixnet.sim.network import Frame, Network
-from helixnet.sim.sizes import Sizes
+from helixnet.sim.sizes import Sizes, record_id_bytes
+from helixnet.sim.traffic import Traffic
 from helixnet.sim.world import World, machine_of
 
 NETWORK = "sim"
@@ -85,8 +87,6 @@ class SimPeer:
     talked: dict[PeerId, None] = field(default_factory=dict)
     """Who has a channel with it, in order of first contact."""
     sent_bytes: int = 0
-    control_bytes: int = 0
-    """Of these, everything but activations, tokens and reservations."""
 
     def clock(self, now: float) -> float:
         """What its own clock says."""
@@ -114,7 +114,8 @@ class Swarm:
         self.on_event: Heard = lambda now, peer, event: None
         self._solve = solve
         self._clients: dict[PeerId, Delivered] = {}
-        self._directory: dict[str, dict[PeerId, tuple[float, bytes]]] = {}
+        self.traffic = Traffic()
+        self._directory = Directory(engine, self.peers, self._count)
         self._decoded: dict[PeerId, tuple[bytes, PeerRecord]] = {}
         """What was last read of each owner's, so that a thousand readers decode it once."""
         self._sizes = Sizes(world.manifest.activation_bytes / ROW_BYTES)
@@ -136,6 +137,7 @@ class Swarm:
         peer.addresses = (f"/sim/{name}",)
         one = SimPeer(peer, device, PeerWatch(peer), joined_at=self.engine.now)
         self.peers[name] = one
+        self._directory.changed()
         self.engine.note(f"join {name}")
         self.engine.after(self.engine.rng.uniform(0, 0.2), self._tick, name)
         self.engine.after(self.engine.rng.uniform(0, 0.2), self._read, name)
@@ -175,6 +177,7 @@ class Swarm:
 
     def _remove(self, name: PeerId, how: str) -> SimPeer:
         one = self.gone[name] = self.peers.pop(name)
+        self._directory.changed()
         one.left_at = self.engine.now
         self.engine.note(f"{how} {name}")
         return one
@@ -198,23 +201,18 @@ class Swarm:
 
     def members(self, reader: PeerId) -> list[PeerRecord]:
         """What the directory tells `reader`; records of those it is cut off from do not reach it."""
-        entries = self._directory.get(members_key(NETWORK), {})
-        records = []
-        for owner, (expires, value) in sorted(entries.items()):
-            if expires > self.engine.now and not self.network.is_cut(owner, reader):
-                records.append(self._record(owner, value))
-        return records
+        entries = self._directory.read(members_key(NETWORK), reader)
+        return [self._record(o, value) for o, value in entries.items() if not self.network.is_cut(o, reader)]
 
     def coordinator(self) -> PeerId | None:
         """Who coordinates: of several, the one of the highest term."""
         acting = [(one.peer.coordinator.term, name) for name, one in self.peers.items() if one.peer.coordinator.term]
         return max(acting)[1] if acting else None
 
-    def coordinator_named(self) -> PeerId | None:
+    def coordinator_named(self, reader: PeerId) -> PeerId | None:
         """Who coordinates, by the newest pointer in the directory."""
-        entries = self._directory.get(pointer_key(NETWORK, self.manifest.hash), {})
-        now = self.engine.now
-        return coordinator_named(decode_pointer(o, value) for o, (expires, value) in entries.items() if expires > now)
+        entries = self._directory.read(pointer_key(NETWORK, self.manifest.hash), reader)
+        return coordinator_named(decode_pointer(owner, value) for owner, value in entries.items())
 
     def _record(self, owner: PeerId, value: bytes) -> PeerRecord:
         known = self._decoded.get(owner)
@@ -278,8 +276,9 @@ class Swarm:
 
     def _publish(self, me: PeerId, effect: Publish) -> None:
         if me in self.peers:
-            entry = (self.engine.now + effect.lifetime_s, effect.value)
-            self._directory.setdefault(effect.key, {})[me] = entry
+            key, value = effect.key, effect.value
+            longer = record_id_bytes(self._record(me, value)) if key == members_key(NETWORK) else 0
+            self._directory.publish(me, effect, len(value) + longer)
 
     def _run(self, me: PeerId, effect: RunBatch) -> None:
         seconds = self.peers[me].device.seconds(effect.batch)
@@ -322,11 +321,22 @@ class Swarm:
         if here is not None:
             here.talked[to] = None
             here.sent_bytes += size
-            if not self._sizes.serves(message):
-                here.control_bytes += size
+        if not self._sizes.serves(message):
+            self._count(type(message).__name__, size, me, to)
         if there is not None:
             there.talked[me] = None
         self.network.send(me, to, size, effect.lane, (message, effect.body))
+
+    def _count(self, kind: str, size: int, sender: PeerId, to: PeerId) -> None:
+        """Control traffic: so many bytes from one to another."""
+        traffic, here, there = self.traffic, self.peers.get(sender), self.peers.get(to)
+        if here is not None:
+            traffic.sent[sender] += size
+            traffic.kinds[kind] += size
+            if here.peer.coordinator.term:
+                traffic.coordinator_sent[kind] += size
+        if there is not None and there.peer.coordinator.term:
+            traffic.coordinator_received[kind] += size
 
     def _deliver(self, sender: PeerId, to: PeerId, frame: Frame) -> None:
         message, body = frame

@@ -17,6 +17,8 @@ SPANS_MAX = 4
 OBSERVED_MAX = 32
 RECORD_BYTES_MAX = 3800
 """With the signed envelope around it a record stays under the DHT's 4 KB."""
+RECORDS_PER_KEY_MAX = 256
+"""The directory keeps no more under one key."""
 
 
 class LinkMeasure(msgspec.Struct, frozen=True, array_like=True):
