@@ -138,8 +138,9 @@ class Sampler:
                 used, capacity = used + pool.used, capacity + pool.capacity
                 if self._counting:
                     self.kv.setdefault(name, Kv()).add(pool.used / pool.capacity)
-            if follower.active and follower.plan and (active is None or follower.plan.number > active.number):
-                active = follower.plan
+            plan = follower.whole_plan
+            if follower.active and plan and (active is None or plan.number > active.number):
+                active = plan
         self.plan = active or self.plan
         self.samples.append(
             Sample(

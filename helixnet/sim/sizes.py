@@ -71,11 +71,14 @@ def _ids(message: Message) -> Iterator[PeerId]:
     match message:
         case wire.Announce():
             yield from _ids_of_record(message.record)
-        case wire.Lease():
+        case wire.Beat():
+            yield from (observed.source for observed in message.observed if observed.source is not None)
+        case wire.Lease() | wire.Yielded():
             yield message.coordinator
         case wire.PlanOffer():
             yield from _ids_of_plan(message.plan)
         case wire.View():
+            yield from message.gone
             for row in message.members:
                 yield from _ids_of_record(row.record)
             if message.plan is not None:

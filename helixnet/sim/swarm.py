@@ -27,9 +27,10 @@ from helixnet.core.machine import (
     Solve,
     Solved,
 )
-from helixnet.core.peer import Peer, PeerConfig, PeerFacts, members_key
+from helixnet.core.peer import Peer, PeerConfig, PeerFacts
 from helixnet.core.plan.coordinator import pointer_key
 from helixnet.core.swarm.capability import Capability
+from helixnet.core.swarm.directory import front_key
 from helixnet.core.swarm.records import (
     LINKS_MAX,
     LinkMeasure,
@@ -107,6 +108,7 @@ class Swarm:
         self.world = world
         self.config = config
         self.manifest = digested(world.manifest)
+        self._pointer_key = pointer_key(NETWORK, self.manifest.hash)
         self.network = Network(engine, world, self._deliver)
         self.peers: dict[PeerId, SimPeer] = {}
         self.gone: dict[PeerId, SimPeer] = {}
@@ -196,12 +198,13 @@ class Swarm:
     def _read(self, name: PeerId) -> None:
         one = self.peers.get(name)
         if one is not None:
-            self.engine.after(DIRECTORY_S, self._listed, name, self.members(name))
-            self.engine.after(one.peer.directory_pause_s(self.config.read_s), self._read, name)
+            for key in one.peer.keys_to_read(self.config.read_s, one.clock(self.engine.now)):
+                self.engine.after(DIRECTORY_S, self._listed, name, key, self.members(name, key))
+            self.engine.after(self.config.read_s, self._read, name)
 
-    def members(self, reader: PeerId) -> list[PeerRecord]:
+    def members(self, reader: PeerId, key: str = front_key(NETWORK)) -> list[PeerRecord]:
         """What the directory tells `reader`; records of those it is cut off from do not reach it."""
-        entries = self._directory.read(members_key(NETWORK), reader)
+        entries = self._directory.read(key, reader)
         return [self._record(o, value) for o, value in entries.items() if not self.network.is_cut(o, reader)]
 
     def coordinator(self) -> PeerId | None:
@@ -211,7 +214,7 @@ class Swarm:
 
     def coordinator_named(self, reader: PeerId) -> PeerId | None:
         """Who coordinates, by the newest pointer in the directory."""
-        entries = self._directory.read(pointer_key(NETWORK, self.manifest.hash), reader)
+        entries = self._directory.read(self._pointer_key, reader)
         return coordinator_named(decode_pointer(owner, value) for owner, value in entries.items())
 
     def _record(self, owner: PeerId, value: bytes) -> PeerRecord:
@@ -220,10 +223,10 @@ class Swarm:
             known = self._decoded[owner] = value, decode_record(owner, value)
         return known[1]
 
-    def _listed(self, name: PeerId, records: list[PeerRecord]) -> None:
+    def _listed(self, name: PeerId, key: str, records: list[PeerRecord]) -> None:
         one = self.peers.get(name)
         if one is not None:
-            self._apply(name, one.peer.listed(records, one.clock(self.engine.now)))
+            self._apply(name, one.peer.listed(records, one.clock(self.engine.now), key))
 
     def _measured(self, name: PeerId, capability: Capability) -> None:
         one = self.peers.get(name)
@@ -277,7 +280,7 @@ class Swarm:
     def _publish(self, me: PeerId, effect: Publish) -> None:
         if me in self.peers:
             key, value = effect.key, effect.value
-            longer = record_id_bytes(self._record(me, value)) if key == members_key(NETWORK) else 0
+            longer = record_id_bytes(self._record(me, value)) if key != self._pointer_key else 0
             self._directory.publish(me, effect, len(value) + longer)
 
     def _run(self, me: PeerId, effect: RunBatch) -> None:

@@ -7,6 +7,7 @@ changes efficiency. Two sides of a partition each elect one; when it heals, the 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ import msgspec
 from helixnet.core.machine import Effect, Emit, Event, Send
 from helixnet.core.types import PeerId
 from helixnet.core.wire.messages import Lease, Resign
+
+STAGGER_SPREAD = 64
+"""Those who are in nobody's list claim in one of so many turns, so that one is heard before most others."""
 
 
 class LeaseConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +33,8 @@ class LeaseConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The holder's own view ends this much earlier: clocks run at different speeds."""
     claim_stagger_s: float = 0.7
     """The second in rank waits this much longer than the first, the third twice, and so on."""
-    stagger_ranks_max: int = 8
+    stagger_ranks_max: int = 16
+    """Whoever ranks behind so many waits longer than all of them, and for a time of its own: it may know only these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,11 @@ class Election:
         self._renew_at = -math.inf
         self._vacant_since = now + config.settle_s
         self._told_of = 0
+
+    @property
+    def vacant_since(self) -> float:
+        """From when on the lease is, or was, to be claimed."""
+        return self._vacant_since
 
     def i_hold(self, now: float) -> bool:
         """Whether we may act as coordinator now."""
@@ -144,7 +154,7 @@ class Election:
             return []
         others = live()
         order = rank([mine, *others])
-        place = 0 if outbid else min(order.index(self.me), self._config.stagger_ranks_max)
+        place = 0 if outbid else self._place(order)
         if now < self._vacant_since + place * self._config.claim_stagger_s:
             return []
         self.term += 1
@@ -152,6 +162,11 @@ class Election:
         self._strength = (self.term, stability(mine.uptime_s), self.me)
         claimed = Emit(Event("coordinator.changed", {"coordinator": self.me, "term": self.term}))
         return [claimed, *self._renew(now, others)]
+
+    def _place(self, order: list[PeerId]) -> int:
+        """How many turns we let pass before we claim."""
+        place, most = order.index(self.me), self._config.stagger_ranks_max
+        return place if place < most else most + hashlib.sha256(self.me.encode()).digest()[0] % STAGGER_SPREAD
 
     def _lapse(self, now: float) -> None:
         if self.holder is not None and now >= self._expires_at:

@@ -10,7 +10,10 @@ import msgspec
 from helixnet.core.plan.plan import PEERS_MAX
 from helixnet.core.swarm.records import PeerRecord
 from helixnet.core.types import PeerId
+from helixnet.core.wire.messages import Beat
 
+ANNOUNCED_S = 30.0
+"""So long a member's own word is newer than what the directory says of it."""
 LOOKS = 16
 """Silence is looked for this often within the time that makes a member suspect."""
 
@@ -35,6 +38,10 @@ class Member:
     """When it last spoke to us directly, or its record was first seen."""
     direct: bool = False
     """Whether it has spoken to us directly (then silence means something)."""
+    announced_at: float = -math.inf
+    """When it last told us its record itself."""
+    place: str = ""
+    """The key of the directory under which it was found last."""
     suspect_since: float | None = None
     dead_since: float | None = None
 
@@ -58,8 +65,8 @@ class Membership:
         """What `live` answers, until something changes."""
         self._look_at = -math.inf
 
-    def listed(self, records: list[PeerRecord], now: float) -> None:
-        """The directory was read: new peers become members; silent ones stay until they are dead."""
+    def listed(self, records: list[PeerRecord], now: float, place: str = "") -> None:
+        """A key of the directory was read: new peers become members; those that it no longer has are dead."""
         self._live = None
         for record in records:
             if record.peer == self.me or record.manifest_hash != self._manifest_hash:
@@ -67,18 +74,23 @@ class Membership:
             member = self._members.get(record.peer)
             if member is None:
                 if len(self._members) < PEERS_MAX:
-                    self._members[record.peer] = Member(record, now)
+                    self._members[record.peer] = Member(record, now, place=place)
             elif record.uptime_s < member.record.uptime_s - 1.0 and member.dead_since is None and not member.direct:
-                self._members[record.peer] = Member(record, now)  # it was restarted
+                self._members[record.peer] = Member(record, now, place=place)  # it was restarted
             elif record.uptime_s > member.record.uptime_s and member.dead_since is None:
-                member.record = record
+                member.place = place
+                if now - member.announced_at > ANNOUNCED_S:  # the directory has only the essentials
+                    member.record = record
                 if not member.direct:
                     member.heard_at = now
         listed = {record.peer for record in records}
         gone = [
             peer
             for peer, member in self._members.items()
-            if peer not in listed and not member.direct and now - member.heard_at > self._config.dead_s
+            if member.place == place
+            and peer not in listed
+            and not member.direct
+            and now - member.heard_at > self._config.dead_s
         ]
         for peer in gone:
             self._bury(self._members[peer], now)
@@ -92,13 +104,29 @@ class Membership:
             return False
         self._live = None
         old = member.record if member is not None and member.dead_since is None else None
-        self._members[record.peer] = Member(record, now, direct=True)
+        place = member.place if member is not None else ""
+        self._members[record.peer] = Member(record, now, direct=True, announced_at=now, place=place)
         return (
             old is None
             or old.state != record.state
             or (old.capability is None) != (record.capability is None)
             or (member is not None and member.suspect_since is not None)
         )
+
+    def beat(self, peer: PeerId, beat: Beat, now: float) -> tuple[PeerRecord, bool] | None:
+        """A member's heartbeat came. Returns its record now and whether this is news that matters to planning; None
+        if it has not announced itself.
+        """
+        member = self._members.get(peer)
+        if member is None or member.dead_since is not None or member.announced_at == -math.inf:
+            return None
+        news = member.record.state != beat.state or member.suspect_since is not None
+        changed = {name: getattr(beat, name) for name in beat.__struct_fields__}
+        member.record = msgspec.structs.replace(member.record, **changed)
+        member.heard_at = member.announced_at = now
+        if news:
+            member.suspect_since, self._live = None, None
+        return member.record, news
 
     def heard(self, peer: PeerId, now: float) -> None:
         """Any word of a peer counts as life."""
