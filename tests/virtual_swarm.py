@@ -32,7 +32,7 @@ from helixnet.core.machine import (
     Solved,
 )
 from helixnet.core.model import Manifest
-from helixnet.core.peer import Peer, PeerConfig, PeerFacts, members_key
+from helixnet.core.peer import Peer, PeerConfig, PeerFacts
 from helixnet.core.plan.plan import Assignment, Flow, Placement, Prediction, uncovered
 from helixnet.core.plan.snapshot import Snapshot
 from helixnet.core.route.follow import SwarmView
@@ -48,6 +48,7 @@ LAYERS = 6
 HOP_S = 0.01
 NO_BODY = memoryview(b"")
 STEP_S = 0.02
+READ_S = 2.0
 
 MANIFEST = Manifest(
     name="toy",
@@ -271,14 +272,14 @@ class VirtualSwarm:
         self.at(max(0.001, min(1.0, peer.deadline() - self.now)), lambda: self._tick(me))
 
     def _read_directory(self, me: PeerId) -> None:
-        key = members_key("test")
-        entries = self.directory.get(key, {})
-        records = [
-            decode_record(owner, value)
-            for owner, (expires, value) in sorted(entries.items())
-            if expires > self.now and frozenset((owner, me)) not in self.cuts
-        ]
-        self._apply(me, self.peers[me].listed(records, self.now))
+        for key in self.peers[me].keys_to_read(READ_S, self.now):
+            entries = self.directory.get(key, {})
+            records = [
+                decode_record(owner, value)
+                for owner, (expires, value) in sorted(entries.items())
+                if expires > self.now and frozenset((owner, me)) not in self.cuts
+            ]
+            self._apply(me, self.peers[me].listed(records, self.now, key))
 
     def _apply(self, me: PeerId, effects: list[Effect]) -> None:
         for effect in effects:
@@ -343,16 +344,17 @@ class VirtualSwarm:
         client = self.clients[me]
         if client.request.over:
             return
-        for peer in sorted(self.peers):
+        view = client.followed.view
+        known = view.coordinator if view is not None and view.coordinator in self.peers else None
+        for peer in [known] if known is not None else sorted(self.peers)[:1]:
             self._send(me, Send(peer, wire.GetView()))
-            break
         self._client_apply(me, client.request.tick(self.now))
         self.at(0.25, lambda: self._client_tick(me))
 
     def _client_receive(self, sender: PeerId, me: PeerId, message: wire.Message | Outcome) -> None:
         client = self.clients[me]
         if isinstance(message, wire.View):
-            client.followed.take(message, self.now)
+            client.followed.take(message, self.now, sender)
             client.request.plan_changed(self.now)
         self._client_apply(me, client.request.receive(sender, message, self.now))
 

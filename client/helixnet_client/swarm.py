@@ -58,6 +58,7 @@ class Swarm:
         self._requests: dict[SessionId, ActiveRequest] = {}
         self._active: set[ActiveRequest] = set()
         self._next_view: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._next_whole: asyncio.Future[wire.View] = asyncio.get_running_loop().create_future()
         self._parts: dict[str, asyncio.Future[bytes]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._tokenizer: Tokenizer | None = None
@@ -101,17 +102,21 @@ class Swarm:
         await self._connection.close()
 
     async def fresh_view(self) -> wire.View:
-        """The swarm as the coordinator (or another peer) sees it now.
+        """The swarm as the coordinator (or another peer) sees it now, with everybody's whole record.
 
         Raises:
             NetworkError: nobody answered in time.
         """
         if self.followed.asked is not None:
-            self.host.post(self.followed.asked, wire.GetView(subscribe=True))
-        return await self.next_view(ANSWER_S)
+            self.host.post(self.followed.asked, wire.GetView(whole=True))
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                return await asyncio.shield(self._next_whole)
+        except TimeoutError:
+            raise DeadlineExceeded("No peer of the swarm answered in time.") from None
 
     async def next_view(self, patience_s: float) -> wire.View:
-        """The next view that comes.
+        """The next view that comes; of members it has what routing takes.
 
         Raises:
             DeadlineExceeded: none came in time.
@@ -134,6 +139,8 @@ class Swarm:
                 await self._ask_somebody(avoid=self.followed.asked)
             elif (coordinator := self.followed.better_informed()) is not None:
                 await self._ask(coordinator)
+            elif (renewal := self.followed.renewal(time.monotonic())) is not None and self.followed.asked is not None:
+                self.host.post(self.followed.asked, renewal)
 
     async def _ask_somebody(self, avoid: PeerId | None = None) -> None:
         records = self._of_our_model([r for r in await self._members() if r.peer != avoid])
@@ -153,8 +160,7 @@ class Swarm:
 
     async def _ask(self, peer: PeerId) -> bool:
         """Ask one peer for its view from now on; whether it answered."""
-        self.followed.asked = peer
-        self.host.post(peer, wire.GetView(subscribe=True))
+        self.host.post(peer, self.followed.ask(peer, time.monotonic()))
         try:
             await self.next_view(ANSWER_S / 3)
         except DeadlineExceeded:
@@ -201,7 +207,7 @@ class Swarm:
             if isinstance(item, Gone):
                 self._gone(item)
             elif isinstance(item.message, wire.View):
-                self._take_view(item.message)
+                self._take_view(item.sender, item.message)
             elif isinstance(item.message, wire.ModelPart):
                 waiting = self._parts.pop(item.message.part, None)
                 if waiting is not None and not waiting.done():
@@ -218,11 +224,14 @@ class Swarm:
             self._carry_out(active, active.request.receive(item.peer, GoneOutcome(item.reason), now))
         self.followed.gone(item.peer)
 
-    def _take_view(self, view: wire.View) -> None:
+    def _take_view(self, sender: PeerId, view: wire.View) -> None:
         if not self.followed.is_ours(view):
             return
         now = time.monotonic()
-        rerouted = self.followed.take(view, now)
+        rerouted = self.followed.take(view, now, sender)
+        if not view.serial:
+            self._next_whole.set_result(view)
+            self._next_whole = asyncio.get_running_loop().create_future()
         self._next_view.set_result(None)
         self._next_view = asyncio.get_running_loop().create_future()
         for row in view.members:

@@ -6,7 +6,7 @@ libp2p, the simulator over its event heap.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 
@@ -26,12 +26,16 @@ from helixnet.core.machine import (
 from helixnet.core.model import Manifest
 from helixnet.core.plan.coordinator import Coordinator, CoordinatorConfig
 from helixnet.core.plan.follower import Follower, FollowerConfig
+from helixnet.core.plan.plan import Plan
+from helixnet.core.route.views import Views, ViewsConfig
 from helixnet.core.stage.entry import EntryConfig, EntryMachine
 from helixnet.core.stage.stage import StageConfig, StageMachine
 from helixnet.core.swarm.capability import Capability
+from helixnet.core.swarm.directory import Reading, front_key, shard_key, shard_of
 from helixnet.core.swarm.election import Candidate, Election, LeaseConfig
 from helixnet.core.swarm.membership import Membership, MembershipConfig
-from helixnet.core.swarm.records import LinkMeasure, PeerRecord, encode_record
+from helixnet.core.swarm.records import LinkMeasure, PeerRecord, encode_record, essentials
+from helixnet.core.swarm.reporting import Told, beat_of
 from helixnet.core.types import PeerId
 from helixnet.core.wire import messages as wire
 
@@ -47,7 +51,9 @@ class PeerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Shortest time between two views pushed to subscribers."""
     view_renew_s: float = 5.0
     """Subscribers hear at least this often."""
-    subscribers_max: int = 256
+    front_max: int = 16
+    """So many members, the steadiest, are in the directory's front, which everybody reads."""
+    views: ViewsConfig = ViewsConfig()
     leave_s: float = 30.0
     """Sessions have this long to end after a peer decided to leave."""
     membership: MembershipConfig = MembershipConfig()
@@ -70,23 +76,20 @@ class PeerFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 _NO_BODY = memoryview(b"")
 
-FOLLOWER_PAUSES = 3
-"""Whoever follows a coordinator reads the directory so much more seldom."""
-
-
-def members_key(network: str) -> str:
-    """Where the directory keeps the records of a network's members."""
-    return f"helixnet/1/{network}/members"
+FRONT_LIVES = 3
+"""A record in the front lives so many times as long as until it is written again."""
+SHARD_RENEW = 0.4
+"""A record in a shard is written again after so much of its lifetime: twice before it would expire."""
 
 
 @dataclass(slots=True)
 class _Timers:
     heartbeat_at: float
     publish_at: float
+    shard_at: float
     view_at: float
     view_due: bool = False
     leave_by: float | None = None
-    subscribers: set[PeerId] = field(default_factory=set)
 
 
 class Peer:
@@ -106,8 +109,11 @@ class Peer:
         self.coordinator = Coordinator(self.me, facts.network, facts.manifest, config.coordinator)
         self.membership = Membership(self.me, facts.manifest.hash, config.membership)
         self.election = Election(self.me, config.lease, now)
+        self.reading = Reading(self.me, facts.network)
+        self._told: Told | None = None
+        self._views = Views(config.views)
         self._started_at = now
-        self._timers = _Timers(now, now, now)
+        self._timers = _Timers(now, now, now, now)
 
     # --- machine -----------------------------------------------------------------------------------
 
@@ -151,7 +157,7 @@ class Peer:
             effects += self._announce(now)
         if now >= timers.publish_at:
             timers.publish_at = now + self.config.publish_s
-            effects.append(self._publish(now))
+            effects += self._publish(now)
         return effects + self._push_views(now) + self.follower.settled(now)
 
     def deadline(self) -> float:
@@ -168,16 +174,27 @@ class Peer:
         return (
             self.coordinator.term > 0
             or now >= self.deadline()
-            or now >= self.election.deadline(self.capability is not None and not self.leaving)
+            or now >= self.election.deadline(self._may_claim(now))
             or now >= self.membership.deadline(owed_heartbeats=False)
-            or (bool(self._timers.subscribers) and now >= self._views_at)
+            or (self._views.are_followed and now >= self._views_at)
         )
 
     # --- what the daemon tells it ------------------------------------------------------------------
 
-    def listed(self, records: list[PeerRecord], now: float) -> list[Effect]:
-        """The directory was read: newcomers are seen, and a newcomer sees whom to report to."""
-        if self.membership.listed(records, now):
+    def keys_to_read(self, read_s: float, now: float) -> list[str]:
+        """Which keys of the directory to read now, asked about every `read_s`; `listed` hears what is there."""
+        follows = self.election.holder not in (None, self.me)
+        return self.reading.due(read_s, follows, self._is_in_front, len(self.membership.live()), now)
+
+    def listed(self, records: list[PeerRecord], now: float, key: str) -> list[Effect]:
+        """A key of the directory was read: newcomers are seen, and a newcomer sees whom to report to."""
+        records = [record for record in records if record.manifest_hash == self.facts.manifest.hash]
+        if key == front_key(self.facts.network):
+            others = [Candidate(record.peer, record.uptime_s) for record in records if record.peer != self.me]
+            mine = Candidate(self.me, now - self._started_at)
+            if self.reading.front_was(others, mine, self.config.front_max, now):
+                self._timers.publish_at = now  # before others, who look now, want to be in it too
+        if self.membership.listed(records, now, key):
             self.coordinator.news(now)
             self._timers.view_due = True
         self.election.see_term(max((record.term for record in records), default=0))
@@ -186,20 +203,13 @@ class Peer:
         best = max((r for r in records if r.coordinator is not None), key=lambda r: (r.term, r.peer), default=None)
         if best is None or best.coordinator is None or not self.election.told_of(best.coordinator, best.term, now):
             return []
-        return [Send(best.coordinator, wire.Announce(record=self.record(now)))]
-
-    def directory_pause_s(self, read_s: float) -> float:
-        """How long after a look into the directory the next is due, if `read_s` is how often one needs it that knows
-        no coordinator, or is it. Others hear of what matters to them from theirs.
-        """
-        follows = self.election.holder not in (None, self.me)
-        return read_s * FOLLOWER_PAUSES if follows else read_s
+        return [self._announce_to(best.coordinator, now)]
 
     def measured(self, capability: Capability, now: float) -> list[Effect]:
         """This peer knows what it can do: it may be planned now."""
         self.capability = capability
         self.coordinator.news(now)
-        return [*self._announce(now), self._publish(now)]
+        return [*self._announce(now), *self._publish(now)]
 
     def leave(self, now: float) -> list[Effect]:
         """Admit nothing new, tell everyone, give the lease back; `gone_by` says when to stop."""
@@ -211,7 +221,7 @@ class Peer:
         effects: list[Effect] = [Send(member.record.peer, wire.Leave()) for member in live]
         self.coordinator.end()
         effects += self.election.resign(self._candidates())
-        return [*effects, self._publish(now), *self._views(now)]
+        return [*effects, *self._publish(now), *self._show(now)]
 
     def may_stop(self, now: float) -> bool:
         """Whether a leaving peer has nothing left to do, or no more time for it."""
@@ -237,12 +247,14 @@ class Peer:
                 return self._gone(sender, outcome.reason, now)
 
     def _gone(self, peer: PeerId, reason: str, now: float) -> list[Effect]:
-        self._timers.subscribers.discard(peer)
+        self._views.forget(peer)
         effects = [*self.entry.gone(peer, reason), *self.stage.gone(peer, reason)]
         if self.membership.gone(peer, now):
             self._timers.view_due = True
             self.coordinator.lost(peer, now)
             effects.append(Emit(Event("member.suspect", {"peer": peer, "why": reason})))
+        if self._told is not None and peer == self._told.coordinator:
+            self._told = None
         self.election.vacate(peer, now)
         return effects
 
@@ -273,11 +285,18 @@ class Peer:
         match message:
             case wire.Announce():
                 return self._announced(sender, message.record, now)
+            case wire.Beat():
+                return self._beaten(sender, message, now)
+            case wire.GetRecord() if sender == self.election.holder:
+                return [self._announce_to(sender, now)]
             case wire.Lease():
                 return self._leased(sender, message, now)
             case wire.Resign():
                 self.election.see_term(message.term)
                 self.election.vacate(sender, now)
+            case wire.Yielded() if sender == self.election.holder and message.coordinator != self.me:
+                self.election.see_term(message.term)
+                return [self._announce_to(message.coordinator, now)]
             case wire.Leave():
                 if self.membership.left(sender):
                     self._timers.view_due = True
@@ -294,30 +313,30 @@ class Peer:
             case wire.PlanReady():
                 return self.coordinator.ready(sender, message, self._records(now), now)
             case wire.GetView():
-                return self._asked_for_views(sender, message, now)
+                return [Send(sender, self._look(sender, message, now))]
         return []
-
-    def _asked_for_views(self, sender: PeerId, message: wire.GetView, now: float) -> list[Effect]:
-        timers = self._timers
-        if message.subscribe and len(timers.subscribers) < self.config.subscribers_max:
-            if not timers.subscribers:
-                timers.view_at, timers.view_due = now, False  # the first hears all there is with the answer
-            timers.subscribers.add(sender)
-        return [Send(sender, self.view(now))]
 
     def _announced(self, sender: PeerId, record: PeerRecord, now: float) -> list[Effect]:
         if record.peer != sender:
             return []
         self.election.see_term(record.term)
         is_news = self.membership.announced(record, now)
+        # A newcomer hears of the lease at once, not only with the next renewal.
+        effects = self.election.vouch(record.peer) if is_news and self.coordinator.term else []
+        return [*effects, *self._reported(record, is_news, now)]
+
+    def _beaten(self, sender: PeerId, beat: wire.Beat, now: float) -> list[Effect]:
+        self.election.see_term(beat.term)
+        known = self.membership.beat(sender, beat, now)
+        if known is None:
+            return [Send(sender, wire.GetRecord())] if self.coordinator.term else []
+        return self._reported(*known, now)
+
+    def _reported(self, record: PeerRecord, is_news: bool, now: float) -> list[Effect]:
         if is_news:
             self.coordinator.news(now)
             self._timers.view_due = True
-        if not self.coordinator.term:
-            return []
-        # A newcomer hears of the lease at once, not only with the next renewal.
-        effects = self.election.vouch(record.peer) if is_news else []
-        return [*effects, *self.coordinator.remind(record, now)]
+        return self.coordinator.remind(record, now) if self.coordinator.term else []
 
     def _leased(self, sender: PeerId, message: wire.Lease, now: float) -> list[Effect]:
         before = self.election.holder
@@ -325,13 +344,21 @@ class Peer:
         if self.election.holder != before and self.election.holder == sender:
             effects += self._announce(now)  # the new coordinator needs to know us at once
             self._timers.view_due = True
+            if before == self.me:
+                # Our members know only us: left alone they would elect one of them when our lease ends.
+                yielded = wire.Yielded(term=message.term, coordinator=sender, addresses=message.addresses)
+                effects += [Send(m.record.peer, yielded) for m in self.membership.live() if m.record.peer != sender]
         return effects + self._check_tenure(now)
 
     # --- election and heartbeats -------------------------------------------------------------------
 
+    def _may_claim(self, now: float) -> bool:
+        """Whether we could coordinate, and know who else could."""
+        has_looked = self.election.holder == self.me or self.reading.has_looked(self.election.vacant_since, now)
+        return has_looked and self.capability is not None and not self.leaving
+
     def _elect(self, now: float) -> list[Effect]:
-        may_claim = self.capability is not None and not self.leaving
-        mine = Candidate(self.me, now - self._started_at) if may_claim else None
+        mine = Candidate(self.me, now - self._started_at) if self._may_claim(now) else None
         return [*self.election.tick(now, mine, self._candidates, self.addresses), *self._check_tenure(now)]
 
     def _candidates(self) -> list[Candidate]:
@@ -341,26 +368,51 @@ class Peer:
         """Begin or end our own coordinating as the lease comes and goes."""
         if self.election.i_hold(now):
             if self.coordinator.term != self.election.term:
-                return self.coordinator.begin(
-                    self.election.term, self.follower.plan if self.follower.active else None, now
-                )
+                followed = self.follower.whole_plan if self.follower.active else None
+                return self.coordinator.begin(self.election.term, followed, now)
         elif self.coordinator.term:
             self.coordinator.end()
         return []
 
     def _announce(self, now: float) -> list[Effect]:
+        """Report to the coordinator: with a heartbeat, unless it has to know more."""
         holder = self.election.holder
         if holder is None or holder == self.me:
             return []
-        return [Send(holder, wire.Announce(record=self.record(now)))]
+        if self._told is None or not self._told.still_says(self._telling(holder)):
+            return [self._announce_to(holder, now)]
+        return [Send(holder, beat_of(self.record(now)))]
 
-    def _publish(self, now: float) -> Effect:
-        key, value = members_key(self.facts.network), encode_record(self.record(now))
-        return Publish(key, value, self.config.record_lifetime_s)
+    def _announce_to(self, coordinator: PeerId, now: float) -> Effect:
+        self._told = self._telling(coordinator)
+        return Send(coordinator, wire.Announce(record=self.record(now)))
+
+    def _telling(self, coordinator: PeerId) -> Told:
+        return Told(coordinator, self.addresses, self.capability, self.links)
+
+    def _publish(self, now: float) -> list[Effect]:
+        """Renew our record in the directory: in our shard, and in the front if we belong there."""
+        timers, lifetime_s, network = self._timers, self.config.record_lifetime_s, self.facts.network
+        keys = [front_key(network)] if self._is_in_front else []
+        if now >= timers.shard_at:
+            timers.shard_at = now + lifetime_s * SHARD_RENEW
+            keys.append(shard_key(network, shard_of(self.me)))
+        value = encode_record(essentials(self.record(now)))
+        # The front changes quickly, and whoever is no longer in it should not stay for long.
+        front_s = min(lifetime_s, FRONT_LIVES * self.config.publish_s)
+        return [Publish(key, value, front_s if key == front_key(network) else lifetime_s) for key in keys]
+
+    @property
+    def _is_in_front(self) -> bool:
+        """Whether everybody should find us: who coordinates, and the steadiest of those who are there."""
+        return self.election.holder == self.me or self.reading.resides
+
+    @property
+    def _state(self) -> str:
+        return "draining" if self.leaving else "active" if self.capability else "joining"
 
     def record(self, now: float) -> PeerRecord:
         """What this peer says of itself now."""
-        state = "draining" if self.leaving else "active" if self.capability else "joining"
         observed = self.stage.meter.rates(now)
         return PeerRecord(
             peer=self.me,
@@ -368,11 +420,12 @@ class Peer:
             addresses=self.addresses,
             model=self.facts.manifest.name,
             manifest_hash=self.facts.manifest.hash,
-            state=state,
+            state=self._state,
             capability=self.capability,
             held=self.stage.served,
             plan=self.follower.number,
             plan_active=self.follower.active,
+            plan_whole=self.follower.whole_plan is not None,
             term=self.election.term,
             coordinator=self.election.holder,
             uptime_s=now - self._started_at,
@@ -392,10 +445,17 @@ class Peer:
     # --- what clients see --------------------------------------------------------------------------
 
     def view(self, now: float) -> wire.View:
-        """The swarm as this peer sees it."""
+        """The swarm as this peer sees it, for people: everybody's whole record."""
+        rows = tuple(wire.MemberView(record=record, state=state) for record, state in self._members(now))
+        return self._view(rows, self.follower.whole_plan)
+
+    def _members(self, now: float) -> list[tuple[PeerRecord, str]]:
+        """Our own record and those of all other members, with their states, by id."""
         mine = self.record(now)
-        rows = [wire.MemberView(record=mine, state=mine.state)]
-        rows += [wire.MemberView(record=member.record, state=member.state) for member in self.membership.members()]
+        rows = [(mine, mine.state), *((member.record, member.state) for member in self.membership.members())]
+        return sorted(rows, key=lambda row: row[0].peer)
+
+    def _view(self, rows: tuple[wire.MemberView, ...], plan: Plan | None) -> wire.View:
         manifest = self.facts.manifest
         return wire.View(
             manifest_hash=manifest.hash,
@@ -404,14 +464,24 @@ class Peer:
             context_tokens=manifest.context_tokens,
             term=self.election.term,
             coordinator=self.election.holder,
-            plan=self.follower.plan,
+            plan=plan,
             active=self.follower.active,
-            members=tuple(sorted(rows, key=lambda row: row.record.peer)),
+            members=rows,
             problem=self.coordinator.problem,
+            number=self.follower.number,
         )
 
+    def _look(self, sender: PeerId, message: wire.GetView, now: float) -> wire.View:
+        """What somebody is shown who asks."""
+        if message.whole:
+            return self.view(now)
+        if message.subscribe and not self._views.are_followed:
+            self._timers.view_at, self._timers.view_due = now, False  # the first hears all there is with the answer
+        self._views.refresh(self._members(now))
+        return self._views.look(sender, message, self._view((), self.follower.whole_plan), now)
+
     def _push_views(self, now: float) -> list[Effect]:
-        return self._views(now) if now >= self._views_at else []
+        return self._show(now) if now >= self._views_at else []
 
     @property
     def _views_at(self) -> float:
@@ -419,9 +489,9 @@ class Peer:
         timers = self._timers
         return timers.view_at + (self.config.view_pause_s if timers.view_due else self.config.view_renew_s)
 
-    def _views(self, now: float) -> list[Effect]:
+    def _show(self, now: float) -> list[Effect]:
         self._timers.view_at, self._timers.view_due = now, False
-        if not self._timers.subscribers:
+        if not self._views.has_subscribers(now):
             return []
-        view = self.view(now)
-        return [Send(peer, view) for peer in sorted(self._timers.subscribers)]
+        self._views.refresh(self._members(now))
+        return [Send(peer, view) for peer, view in self._views.news(self._view((), self.follower.whole_plan))]

@@ -14,7 +14,6 @@ RECORD_LIFETIME_MAX_S = 120.0
 """A record of a dead peer is forgotten after this long."""
 RECORD_VALUE_BYTES_MAX = 3_900
 """With its envelope and hivemind's encoding a value stays under 4 KB."""
-RECORDS_PER_KEY_MAX = 256
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,7 +106,9 @@ class Directory(Protocol):
         """
 
     async def read(self, key: str) -> dict[PeerId, bytes]:
-        """The values under `key` that have not expired, by the peer that signed them; at most RECORDS_PER_KEY_MAX."""
+        """The values under `key` that have not expired, by the peer that signed them; at most
+        `records.RECORDS_PER_KEY_MAX`.
+        """
 
     async def close(self) -> None:
         """Stop taking part."""

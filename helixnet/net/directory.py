@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from helixnet.core.errors import DeadlineExceeded, NetworkError
+from helixnet.core.swarm.records import RECORDS_PER_KEY_MAX
 from helixnet.core.types import PeerId
-from helixnet.net.base import RECORDS_PER_KEY_MAX, Directory, check_record
+from helixnet.net.base import Directory, check_record
 from helixnet.net.bindings import Bindings, load_bindings
 from helixnet.net.envelope import SignatureValidator, payload_of, seal
 from helixnet.net.host import Libp2pHost

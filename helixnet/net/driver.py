@@ -121,6 +121,9 @@ class Driver:
             elif isinstance(item.message, wire.Announce):
                 self.ports.host.learn(item.sender, item.message.record.addresses)
                 self.deliver(item.sender, item.message)
+            elif isinstance(item.message, wire.Yielded):
+                self.ports.host.learn(item.message.coordinator, item.message.addresses)
+                self.deliver(item.sender, item.message)
             elif not self.ports.extra(item.sender, item.message, item.body):
                 self.deliver(item.sender, item.message, item.body)
 
@@ -133,20 +136,23 @@ class Driver:
     async def _directory(self) -> None:
         while True:
             await self.read_directory()
-            await asyncio.sleep(self.peer.directory_pause_s(self._config.read_s))
+            await asyncio.sleep(self._config.read_s)
 
     async def read_directory(self) -> None:
-        """Read the members' records once and tell the machine; what is malformed is left out."""
-        try:
-            async with asyncio.timeout(self._config.call_s):
-                records = await read_members(self.ports.directory, self.peer.facts.network, self._record_refused)
-        except (TimeoutError, HelixError) as error:
-            self.ports.on_event(Event("directory.unreachable", {"why": str(error) or "no answer in time"}))
-            return
-        for record in records:
-            if record.peer != self.peer.me:
-                self.ports.host.learn(record.peer, record.addresses)
-        self.apply(self.peer.listed(records, time.monotonic()))
+        """Read what the machine wants to know now, and tell it; what is malformed is left out."""
+        for key in self.peer.keys_to_read(self._config.read_s, time.monotonic()):
+            try:
+                async with asyncio.timeout(self._config.call_s):
+                    records = await read_members(
+                        self.ports.directory, self.peer.facts.network, self._record_refused, key
+                    )
+            except (TimeoutError, HelixError) as error:
+                self.ports.on_event(Event("directory.unreachable", {"why": str(error) or "no answer in time"}))
+                return
+            for record in records:
+                if record.peer != self.peer.me:
+                    self.ports.host.learn(record.peer, record.addresses)
+            self.apply(self.peer.listed(records, time.monotonic(), key))
 
     def _record_refused(self, owner: PeerId, why: str) -> None:
         self.ports.on_event(Event("record.refused", {"peer": owner, "why": why}))

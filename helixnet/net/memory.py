@@ -9,16 +9,11 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from helixnet.core.errors import PeerGone
+from helixnet.core.swarm.records import RECORDS_PER_KEY_MAX
 from helixnet.core.types import PeerId
 from helixnet.core.wire.codec import Buffer, Lane
 from helixnet.core.wire.messages import Message
-from helixnet.net.base import (
-    RECORDS_PER_KEY_MAX,
-    Gone,
-    Received,
-    Traffic,
-    check_record,
-)
+from helixnet.net.base import Gone, Received, Traffic, check_record
 from helixnet.net.pipe import ByteStream, MemoryStream, memory_pipe
 from helixnet.net.streams import Channels
 

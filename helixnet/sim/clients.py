@@ -59,7 +59,8 @@ class Client:
     @property
     def sees_active_plan(self) -> bool:
         """Whether it knows of a plan that carries its flow."""
-        return self._followed.view is not None and self._followed.view.active
+        view = self._followed.view
+        return view is not None and view.active and view.plan is not None
 
     # --- following the swarm -----------------------------------------------------------------------
 
@@ -68,19 +69,20 @@ class Client:
             self._engine.after(2 * DIRECTORY_S, self._ask_somebody)
         elif (coordinator := self._followed.better_informed()) is not None:
             self._ask_for_views(coordinator)
+        elif (renewal := self._followed.renewal(self._engine.now)) is not None and self._followed.asked is not None:
+            self._swarm.send(self.me, Send(self._followed.asked, renewal))
         self._engine.after(FOLLOW_S, self._follow)
 
     def _ask_somebody(self) -> None:
         records = [record for record in self._swarm.members(self.me) if record.peer != self._followed.asked]
-        for peer in best_informed(records, self._swarm.coordinator_named())[:1]:
+        for peer in best_informed(records, self._swarm.coordinator_named(self.me))[:1]:
             self._ask_for_views(peer)
 
     def _ask_for_views(self, peer: PeerId) -> None:
-        self._followed.asked = peer
-        self._swarm.send(self.me, Send(peer, wire.GetView(subscribe=True)))
+        self._swarm.send(self.me, Send(peer, self._followed.ask(peer, self._engine.now)))
 
-    def _take_view(self, view: wire.View) -> None:
-        rerouted = self._followed.take(view, self._engine.now)
+    def _take_view(self, sender: PeerId, view: wire.View) -> None:
+        rerouted = self._followed.take(view, self._engine.now, sender)
         plan = self._followed.view.plan if self._followed.view is not None else None
         number = plan.number if plan is not None else self._number
         if number < self._number:
@@ -115,7 +117,7 @@ class Client:
 
     def _receive(self, me: PeerId, sender: PeerId, message: wire.Message | Outcome) -> None:
         if isinstance(message, wire.View):
-            self._take_view(message)
+            self._take_view(sender, message)
         elif isinstance(message, Gone):
             self._followed.gone(sender)
             for running in list(self.running.values()):

@@ -74,9 +74,16 @@ def story(seed: int) -> Setup:
         seconds=SECONDS,
         faults=tuple(sorted(_faults(rng, names), key=lambda fault: fault.at_s)),
         seed=seed,
-        config=SimConfig(peer=PeerConfig(coordinator=CoordinatorConfig(offer_s=30.0))),
+        config=SimConfig(peer=_bounds(random.Random(f"bounds {seed}"))),
         request=RequestConfig(patience_s=900.0, unserved_s=900.0, attempts_max=10_000),
         solving=first_fit(WORKLOAD),
+    )
+
+
+def _bounds(rng: random.Random) -> PeerConfig:
+    """Small swarms with the bounds that only large ones meet: few in the front, few who know whole plans."""
+    return PeerConfig(
+        front_max=rng.choice((1, 2, 16)), coordinator=CoordinatorConfig(offer_s=30.0, deputies=rng.choice((0, 1, 4)))
     )
 
 

@@ -22,6 +22,7 @@ from helixnet.sim.samples import Kv, Sampler
 from helixnet.sim.simulation import Simulation
 from helixnet.sim.swarm import SimPeer
 from helixnet.sim.tally import RequestTally
+from helixnet.sim.traffic import Traffic
 from helixnet.sim.world import machine_of
 
 LINES_MAX = 20
@@ -80,6 +81,16 @@ class PeerUse(msgspec.Struct, frozen=True, kw_only=True):
     kv_max: float
     control_bytes_per_s: float
     """Sent to run the swarm: everything but activations, tokens and reservations."""
+
+
+class ControlUse(msgspec.Struct, frozen=True, kw_only=True):
+    """One kind of control traffic, bytes/s: a message by its name, or the directory."""
+
+    kind: str
+    bytes_per_s: float
+    """Sent by all peers together."""
+    coordinator_sent_per_s: float
+    coordinator_received_per_s: float
 
 
 class LineUse(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,6 +172,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     kv_max: float
     control_bytes_per_s: float
     """Of a peer, on average."""
+    control: tuple[ControlUse, ...]
+    """The largest first."""
     plans: int
     """That became active after the load began."""
     coordinators: int
@@ -244,6 +257,7 @@ def report(simulation: Simulation, name: str, limits: Limits | None = None) -> R
         kv=sum(kv) / max(1, len(kv)),
         kv_max=max(kv, default=0.0),
         control_bytes_per_s=_mean_control(peers),
+        control=_control_uses(opened.traffic, closed.traffic, counted_s),
         plans=sum(what.startswith(PLAN_ACTIVE) for what in later),
         coordinators=sum(what.startswith(COORDINATOR_CHANGED) for what in later),
         prediction=plan.placement.prediction if plan is not None else None,
@@ -308,6 +322,20 @@ def _mean_control(peers: Sequence[PeerUse]) -> float:
     return sum(one.control_bytes_per_s * one.present_s for one in peers) / there_s if there_s else 0.0
 
 
+def _control_uses(opened: Traffic, closed: Traffic, counted_s: float) -> tuple[ControlUse, ...]:
+    uses = [
+        ControlUse(
+            kind=kind,
+            bytes_per_s=(closed.kinds[kind] - opened.kinds[kind]) / counted_s,
+            coordinator_sent_per_s=(closed.coordinator_sent[kind] - opened.coordinator_sent[kind]) / counted_s,
+            coordinator_received_per_s=(closed.coordinator_received[kind] - opened.coordinator_received[kind])
+            / counted_s,
+        )
+        for kind in closed.kinds.keys() | closed.coordinator_received.keys()
+    ]
+    return tuple(sorted(uses, key=lambda use: (-use.bytes_per_s, use.kind)))
+
+
 def _peer_uses(simulation: Simulation) -> tuple[PeerUse, ...]:
     sampler, uses = simulation.sampler, []
     for name, one in sampler.everybody().items():
@@ -321,7 +349,7 @@ def _peer_use(name: PeerId, one: SimPeer, present_s: float, simulation: Simulati
     sampler = simulation.sampler
     opened, closed, kv = sampler.opened, sampler.closed, sampler.kv.get(name, Kv())
     busy_s = closed.busy_s.get(name, 0.0) - opened.busy_s.get(name, 0.0)
-    control = closed.control_bytes.get(name, 0) - opened.control_bytes.get(name, 0)
+    control = closed.traffic.sent[name] - opened.traffic.sent[name]
     return PeerUse(
         peer=name,
         device=one.peer.capability.device if one.peer.capability else "",

@@ -12,6 +12,7 @@ from helixnet.core.plan.plan import Plan
 from helixnet.core.types import PeerId
 from helixnet.sim.swarm import SimPeer, Swarm
 from helixnet.sim.tally import BIN_S, Tally
+from helixnet.sim.traffic import Traffic
 
 ROUNDING_S = 1e-6
 """Times are sums of floats."""
@@ -67,7 +68,7 @@ class Totals:
     busy_s: dict[PeerId, float] = field(default_factory=dict)
     layer_tokens: dict[PeerId, tuple[int, int]] = field(default_factory=dict)
     """All of them, and those decoded."""
-    control_bytes: dict[PeerId, int] = field(default_factory=dict)
+    traffic: Traffic = field(default_factory=Traffic)
     lines: dict[Hashable, tuple[float, int]] = field(default_factory=dict)
     """Seconds busy and bytes."""
 
@@ -124,7 +125,7 @@ class Sampler:
             layer_tokens={
                 name: (one.device.layer_tokens, one.device.decode_layer_tokens) for name, one in peers.items()
             },
-            control_bytes={name: one.control_bytes for name, one in peers.items()},
+            traffic=self._swarm.traffic.copy(),
             lines={name: (line.busy_s, line.bytes) for name, line in self._swarm.network.lines.items()},
         )
 
@@ -137,8 +138,9 @@ class Sampler:
                 used, capacity = used + pool.used, capacity + pool.capacity
                 if self._counting:
                     self.kv.setdefault(name, Kv()).add(pool.used / pool.capacity)
-            if follower.active and follower.plan and (active is None or follower.plan.number > active.number):
-                active = follower.plan
+            plan = follower.whole_plan
+            if follower.active and plan and (active is None or plan.number > active.number):
+                active = plan
         self.plan = active or self.plan
         self.samples.append(
             Sample(

@@ -27,9 +27,10 @@ from helixnet.core.machine import (
     Solve,
     Solved,
 )
-from helixnet.core.peer import Peer, PeerConfig, PeerFacts, members_key
+from helixnet.core.peer import Peer, PeerConfig, PeerFacts
 from helixnet.core.plan.coordinator import pointer_key
 from helixnet.core.swarm.capability import Capability
+from helixnet.core.swarm.directory import front_key
 from helixnet.core.swarm.records import (
     LINKS_MAX,
     LinkMeasure,
@@ -41,10 +42,12 @@ from helixnet.core.swarm.records import (
 from helixnet.core.types import PeerId
 from helixnet.core.wire import messages as wire
 from helixnet.sim.compute import ROW_BYTES, Device, digested
+from helixnet.sim.directory import Directory
 from helixnet.sim.engine import Engine
 from helixnet.sim.invariants import PeerWatch
 from helixnet.sim.network import Frame, Network
-from helixnet.sim.sizes import Sizes
+from helixnet.sim.sizes import Sizes, record_id_bytes
+from helixnet.sim.traffic import Traffic
 from helixnet.sim.world import World, machine_of
 
 NETWORK = "sim"
@@ -85,8 +88,6 @@ class SimPeer:
     talked: dict[PeerId, None] = field(default_factory=dict)
     """Who has a channel with it, in order of first contact."""
     sent_bytes: int = 0
-    control_bytes: int = 0
-    """Of these, everything but activations, tokens and reservations."""
 
     def clock(self, now: float) -> float:
         """What its own clock says."""
@@ -107,6 +108,7 @@ class Swarm:
         self.world = world
         self.config = config
         self.manifest = digested(world.manifest)
+        self._pointer_key = pointer_key(NETWORK, self.manifest.hash)
         self.network = Network(engine, world, self._deliver)
         self.peers: dict[PeerId, SimPeer] = {}
         self.gone: dict[PeerId, SimPeer] = {}
@@ -114,7 +116,8 @@ class Swarm:
         self.on_event: Heard = lambda now, peer, event: None
         self._solve = solve
         self._clients: dict[PeerId, Delivered] = {}
-        self._directory: dict[str, dict[PeerId, tuple[float, bytes]]] = {}
+        self.traffic = Traffic()
+        self._directory = Directory(engine, self.peers, self._count)
         self._decoded: dict[PeerId, tuple[bytes, PeerRecord]] = {}
         """What was last read of each owner's, so that a thousand readers decode it once."""
         self._sizes = Sizes(world.manifest.activation_bytes / ROW_BYTES)
@@ -136,6 +139,7 @@ class Swarm:
         peer.addresses = (f"/sim/{name}",)
         one = SimPeer(peer, device, PeerWatch(peer), joined_at=self.engine.now)
         self.peers[name] = one
+        self._directory.changed()
         self.engine.note(f"join {name}")
         self.engine.after(self.engine.rng.uniform(0, 0.2), self._tick, name)
         self.engine.after(self.engine.rng.uniform(0, 0.2), self._read, name)
@@ -175,6 +179,7 @@ class Swarm:
 
     def _remove(self, name: PeerId, how: str) -> SimPeer:
         one = self.gone[name] = self.peers.pop(name)
+        self._directory.changed()
         one.left_at = self.engine.now
         self.engine.note(f"{how} {name}")
         return one
@@ -193,29 +198,24 @@ class Swarm:
     def _read(self, name: PeerId) -> None:
         one = self.peers.get(name)
         if one is not None:
-            self.engine.after(DIRECTORY_S, self._listed, name, self.members(name))
-            self.engine.after(one.peer.directory_pause_s(self.config.read_s), self._read, name)
+            for key in one.peer.keys_to_read(self.config.read_s, one.clock(self.engine.now)):
+                self.engine.after(DIRECTORY_S, self._listed, name, key, self.members(name, key))
+            self.engine.after(self.config.read_s, self._read, name)
 
-    def members(self, reader: PeerId) -> list[PeerRecord]:
+    def members(self, reader: PeerId, key: str = front_key(NETWORK)) -> list[PeerRecord]:
         """What the directory tells `reader`; records of those it is cut off from do not reach it."""
-        entries, now, cut = (
-            self._directory.get(members_key(NETWORK), {}),
-            self.engine.now,
-            self.network.cut_from(reader),
-        )
-        alive = [owner for owner, (expires, _) in entries.items() if expires > now and owner not in cut]
-        return [self._record(owner, entries[owner][1]) for owner in sorted(alive)]
+        entries, cut = self._directory.read(key, reader), self.network.cut_from(reader)
+        return [self._record(owner, value) for owner, value in entries.items() if owner not in cut]
 
     def coordinator(self) -> PeerId | None:
         """Who coordinates: of several, the one of the highest term."""
         acting = [(one.peer.coordinator.term, name) for name, one in self.peers.items() if one.peer.coordinator.term]
         return max(acting)[1] if acting else None
 
-    def coordinator_named(self) -> PeerId | None:
+    def coordinator_named(self, reader: PeerId) -> PeerId | None:
         """Who coordinates, by the newest pointer in the directory."""
-        entries = self._directory.get(pointer_key(NETWORK, self.manifest.hash), {})
-        now = self.engine.now
-        return coordinator_named(decode_pointer(o, value) for o, (expires, value) in entries.items() if expires > now)
+        entries = self._directory.read(self._pointer_key, reader)
+        return coordinator_named(decode_pointer(owner, value) for owner, value in entries.items())
 
     def _record(self, owner: PeerId, value: bytes) -> PeerRecord:
         known = self._decoded.get(owner)
@@ -223,10 +223,10 @@ class Swarm:
             known = self._decoded[owner] = value, decode_record(owner, value)
         return known[1]
 
-    def _listed(self, name: PeerId, records: list[PeerRecord]) -> None:
+    def _listed(self, name: PeerId, key: str, records: list[PeerRecord]) -> None:
         one = self.peers.get(name)
         if one is not None:
-            self._apply(name, one.peer.listed(records, one.clock(self.engine.now)))
+            self._apply(name, one.peer.listed(records, one.clock(self.engine.now), key))
 
     def _measured(self, name: PeerId, capability: Capability) -> None:
         one = self.peers.get(name)
@@ -286,8 +286,9 @@ class Swarm:
 
     def _publish(self, me: PeerId, effect: Publish) -> None:
         if me in self.peers:
-            entry = (self.engine.now + effect.lifetime_s, effect.value)
-            self._directory.setdefault(effect.key, {})[me] = entry
+            key, value = effect.key, effect.value
+            longer = record_id_bytes(self._record(me, value)) if key != self._pointer_key else 0
+            self._directory.publish(me, effect, len(value) + longer)
 
     def _run(self, me: PeerId, effect: RunBatch) -> None:
         seconds = self.peers[me].device.seconds(effect.batch)
@@ -330,11 +331,22 @@ class Swarm:
         if here is not None:
             here.talked[to] = None
             here.sent_bytes += size
-            if not self._sizes.serves(message):
-                here.control_bytes += size
+        if not self._sizes.serves(message):
+            self._count(type(message).__name__, size, me, to)
         if there is not None:
             there.talked[me] = None
         self.network.send(me, to, size, effect.lane, (message, effect.body))
+
+    def _count(self, kind: str, size: int, sender: PeerId, to: PeerId) -> None:
+        """Control traffic: so many bytes from one to another."""
+        traffic, here, there = self.traffic, self.peers.get(sender), self.peers.get(to)
+        if here is not None:
+            traffic.sent[sender] += size
+            traffic.kinds[kind] += size
+            if here.peer.coordinator.term:
+                traffic.coordinator_sent[kind] += size
+        if there is not None and there.peer.coordinator.term:
+            traffic.coordinator_received[kind] += size
 
     def _deliver(self, sender: PeerId, to: PeerId, frame: Frame) -> None:
         message, body = frame

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from helixnet.sim.report import PeerUse, Report, Spread
+from helixnet.sim.report import ControlUse, PeerUse, Report, Spread
 
 PEER_ROWS_MAX = 40
 LINE_ROWS_MAX = 10
@@ -61,6 +61,7 @@ def markdown(report: Report, command: str = "", pictures: Sequence[str] = ()) ->
         table(("over the whole run", ""), _changes(report)),
         *([f"- {why}" for why in report.losses] + [""] if report.losses else []),
         *(f"![{picture.rpartition('.')[0]}]({picture})\n" for picture in pictures),
+        _control(report),
         _peers(report),
         "## Lines\n",
         table(
@@ -155,6 +156,19 @@ def _changes(report: Report) -> list[tuple[str, object]]:
         ("events", report.events),
         ("digest", report.digest),
     ]
+
+
+def _control(report: Report) -> str:
+    """By kind: what an average peer sends, and what goes out of and into the coordinator."""
+    count = sum(peer.present_s for peer in report.peers) / report.counted_s if report.peers else 1.0
+    rates = [(use.bytes_per_s / count, *_at_coordinator(use)) for use in report.control]
+    rows = [(use.kind, *(digits(rate / 1e3) for rate in row)) for use, row in zip(report.control, rates, strict=True)]
+    headings = ("control traffic, KB/s", "sent by a peer", "sent by the coordinator", "received by the coordinator")
+    return f"## Control traffic\n\n{table(headings, rows)}"
+
+
+def _at_coordinator(use: ControlUse) -> tuple[float, float]:
+    return (use.coordinator_sent_per_s, use.coordinator_received_per_s)
 
 
 def _peers(report: Report) -> str:

@@ -39,9 +39,9 @@ def a_placement(rate: float = 10.0, **spans: tuple[int, int]) -> Placement:
 class Tenure:
     """A coordinator with three members, asked to plan at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: CoordinatorConfig = CONFIG) -> None:
         self.records = {peer: record(peer) for peer in (A, B, C)}
-        self.coordinator = Coordinator(ME, "net", MANIFEST, CONFIG)
+        self.coordinator = Coordinator(ME, "net", MANIFEST, config)
         self.coordinator.begin(1, None, 0.0)
         self.now = 0.0
 
@@ -49,11 +49,11 @@ class Tenure:
         self.now += seconds
         return self.coordinator.tick(self.records, self.now)
 
-    def offer(self, placement: Placement, seconds: float = 0.0) -> None:
+    def offer(self, placement: Placement, seconds: float = 0.0) -> list[Effect]:
         effects: list[Effect] = []
         while not any(isinstance(effect, Solve) for effect in effects):
             effects = self.tick(1.0)
-        self.coordinator.solved(Solved(placement, None, "", seconds), self.records, self.now)
+        return self.coordinator.solved(Solved(placement, None, "", seconds), self.records, self.now)
 
     def ready(self, peer: PeerId, epoch: int = 1) -> list[Effect]:
         return self.coordinator.ready(peer, wire.PlanReady(term=1, epoch=epoch), self.records, self.now)
@@ -133,3 +133,35 @@ def test_a_member_that_does_not_take_up_the_plan_is_offered_it_again_but_not_at_
     assert tenure.coordinator.remind(behind, tenure.now)
     assert tenure.coordinator.remind(behind, tenure.now + CONFIG.remind_s / 2) == []
     assert tenure.coordinator.remind(behind, tenure.now + CONFIG.remind_s)
+
+
+def offered(effects: list[Effect]) -> dict[PeerId, bool]:
+    """Who was offered a plan, and whether all of it."""
+    sent = [effect for effect in effects if isinstance(effect, Send) and isinstance(effect.message, wire.PlanOffer)]
+    return {effect.to: effect.message.plan.whole for effect in sent if isinstance(effect.message, wire.PlanOffer)}
+
+
+def test_only_deputies_are_told_whole_plans_the_others_their_own_part() -> None:
+    config = msgspec.structs.replace(CONFIG, deputies=1)
+    tenure = Tenure(config)
+    tenure.records[B] = msgspec.structs.replace(tenure.records[B], uptime_s=3_600.0)
+    effects = tenure.offer(a_placement(a=(0, 3), b=(3, 6), c=(0, 6)))
+    assert offered(effects) == {A: False, B: True, C: False}
+    sent = [effect.message for effect in effects if isinstance(effect, Send) and effect.to == A]
+    (part,) = [message.plan for message in sent if isinstance(message, wire.PlanOffer)]
+    assert part.span_of(A) == Span(0, 3) and part.span_of(C) is None and not part.placement.flows
+
+
+def test_a_new_deputy_is_told_the_rest_of_the_plan() -> None:
+    tenure = Tenure(msgspec.structs.replace(CONFIG, deputies=1))
+    tenure.records[B] = msgspec.structs.replace(tenure.records[B], uptime_s=3_600.0)
+    tenure.offer(a_placement(a=(0, 3), b=(3, 6)))
+    tenure.ready(A)
+    tenure.ready(B)
+    tenure.records[C] = msgspec.structs.replace(
+        tenure.records[C], uptime_s=36_000.0, plan=(1, 1), plan_active=True, plan_whole=False
+    )
+    tenure.tick(CONFIG.remind_s)
+    assert offered(tenure.coordinator.remind(tenure.records[C], tenure.now)) == {C: True}
+    has_it = msgspec.structs.replace(tenure.records[C], plan_whole=True)
+    assert tenure.coordinator.remind(has_it, tenure.now + CONFIG.remind_s) == []

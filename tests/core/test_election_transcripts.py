@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from helixnet.core.machine import Effect, Send
-from helixnet.core.swarm.election import Candidate, Election, LeaseConfig, place, stability
+from helixnet.core.swarm.election import STAGGER_SPREAD, Candidate, Election, LeaseConfig, place, stability, steadiest
 from helixnet.core.types import PeerId
 from helixnet.core.wire.messages import Lease, Resign
 
@@ -139,6 +139,7 @@ def test_rank_prefers_uptime_in_doublings_then_the_larger_id() -> None:
     everyone = [Candidate(A, 500.0), Candidate(B, 20.0), Candidate(C, 25.0)]
     assert [place(one, everyone, most=8) for one in everyone] == [0, 2, 1]
     assert place(everyone[1], everyone, most=1) == 1
+    assert steadiest(everyone, 2) == [A, C]
     assert [stability(s) for s in (0, 59, 61, 121, 3600)] == [0, 0, 1, 2, 6]
 
 
@@ -169,3 +170,17 @@ def test_a_holder_outranked_in_its_own_term_says_so() -> None:
     told = [e.message for e in election.lease(B, stronger, 10.1) if isinstance(e, Send)]
     assert election.holder == B
     assert [(m.coordinator, m.term) for m in told if isinstance(m, Lease)] == [(A, stronger.term)]
+
+
+def test_those_who_know_only_the_front_do_not_all_claim_at_once_when_it_is_gone() -> None:
+    front = [Candidate(PeerId(f"z{n:02d}"), 3_600.0) for n in range(CONFIG.stagger_ranks_max)]
+    claimed: dict[float, int] = {}
+    for number in range(200):
+        me = PeerId(f"p{number}")
+        election, now = Election(me, CONFIG, 0.0), 0.0
+        while election.holder is None:
+            now += CONFIG.claim_stagger_s
+            election.tick(now, Candidate(me, 10.0), lambda: front, ())
+        claimed[now] = claimed.get(now, 0) + 1
+    assert min(claimed) > CONFIG.stagger_ranks_max * CONFIG.claim_stagger_s, "the front claims first"
+    assert len(claimed) > STAGGER_SPREAD / 2 and max(claimed.values()) < 200 / 8

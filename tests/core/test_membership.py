@@ -7,6 +7,7 @@ import msgspec
 from helixnet.core.swarm.membership import Membership, MembershipConfig
 from helixnet.core.swarm.records import PeerRecord
 from helixnet.core.types import PeerId
+from helixnet.core.wire.messages import Beat
 
 CONFIG = MembershipConfig(suspect_s=4.0, dead_s=8.0, forget_s=100.0)
 ME, A = PeerId("me"), PeerId("a")
@@ -120,3 +121,47 @@ def test_nothing_is_due_before_the_deadline() -> None:
     assert membership.deadline(owed_heartbeats=False) == CONFIG.dead_s
     assert membership.expire(CONFIG.dead_s, owed_heartbeats=False)
     assert membership.deadline(owed_heartbeats=False) == CONFIG.dead_s + CONFIG.forget_s
+
+
+def beat(**changes: object) -> Beat:
+    return msgspec.structs.replace(Beat(state="active", term=2, uptime_s=5.0, sessions=3), **changes)
+
+
+def test_a_heartbeat_renews_what_changes_and_keeps_the_rest() -> None:
+    membership = members()
+    assert membership.beat(A, beat(), 0.0) is None, "it has to announce itself first"
+    membership.announced(record(addresses=("here",)), 0.0)
+    known = membership.beat(A, beat(), 1.0)
+    assert known is not None
+    told, news = known
+    assert (told.sessions, told.term, told.addresses, news) == (3, 2, ("here",), False)
+    known = membership.beat(A, beat(state="draining"), 2.0)
+    assert known is not None and known[1], "this matters to planning"
+
+
+def test_a_heartbeat_of_one_known_only_from_the_directory_or_dead_is_not_enough() -> None:
+    membership = members()
+    membership.listed([record()], 0.0)
+    assert membership.beat(A, beat(), 0.0) is None
+    membership.announced(record(), 0.0)
+    membership.expire(5.0, owed_heartbeats=True)
+    membership.expire(10.0, owed_heartbeats=True)
+    assert membership.beat(A, beat(), 11.0) is None
+
+
+def test_the_directory_does_not_overwrite_what_a_member_said_lately() -> None:
+    membership = members()
+    membership.announced(record(sessions=3), 0.0)
+    membership.listed([record(uptime_s=9.0)], 10.0)
+    assert membership.members()[0].record.sessions == 3
+    membership.listed([record(uptime_s=99.0)], 100.0)
+    assert membership.members()[0].record.sessions == 0
+
+
+def test_a_key_says_nothing_of_members_under_another() -> None:
+    membership = members()
+    membership.listed([record()], 0.0, "shard")
+    membership.listed([], 9.0, "front")
+    assert states(membership) == {A: "active"}
+    membership.listed([], 9.0, "shard")
+    assert states(membership) == {A: "dead"}

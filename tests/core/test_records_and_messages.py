@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +18,8 @@ from helixnet.core.swarm.records import (
     decode_pointer,
     decode_record,
     encode_record,
+    essentials,
+    links_differ,
 )
 from helixnet.core.types import PeerId, SessionId, Span
 from helixnet.core.wire import messages as wire
@@ -81,12 +84,46 @@ def an_open(prompt: tuple[int, ...] = (1, 2), tokens_max: int = 5, session: str 
     )
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"state": "king"},
+        {"held": [[0, 1]] * 5},
+        {"observed": [["a", 1.0]] * 5},
+        {"uptime_s": float("nan")},
+        {"tokens_per_s": float("inf")},
+    ],
+    ids=["state", "spans", "flows", "uptime", "rate"],
+)
+def test_a_beat_out_of_bounds_is_refused(changes: dict[str, object]) -> None:
+    plain = {"type": "Beat", "state": "active", "term": 1, "uptime_s": 1.0}
+    assert isinstance(wire.decode_message(msgspec.msgpack.encode(plain)), wire.Beat)
+    with pytest.raises(RemoteProtocolError):
+        wire.decode_message(msgspec.msgpack.encode(plain | changes))
+
+
+def test_the_essentials_of_a_record_are_a_fraction_of_it() -> None:
+    whole = a_record(24)
+    assert len(encode_record(essentials(whole))) < len(encode_record(whole)) / 3
+    assert essentials(whole).addresses == whole.addresses
+
+
+def test_links_differ_when_a_planner_would_care() -> None:
+    old = (LinkMeasure(ME, 0.1, 1e6),)
+    assert not links_differ(old, (LinkMeasure(ME, 0.11, 0.9e6),))
+    assert links_differ(old, (LinkMeasure(ME, 0.1, 2e6),)) and links_differ(old, (LinkMeasure(ME, 0.2, 1e6),))
+    assert links_differ(old, ()) and links_differ(old, (LinkMeasure(PeerId("x"), 0.1, 1e6),))
+
+
 def test_messages_come_through_whole() -> None:
     said: list[wire.Message] = [
         an_open(),
         wire.Steps(items=(wire.StepItem(SessionId("s"), 3, 1, True, True),)),
         wire.Sampled(items=(wire.SampledItem(SessionId("s"), 3, 17),)),
         wire.Announce(record=a_record(2)),
+        wire.Beat(state="active", term=3, uptime_s=1.5, held=(Span(0, 3),), plan=(1, 2), plan_active=True),
+        wire.GetRecord(),
+        wire.GetView(subscribe=True, since=7, plan=(1, 2)),
         wire.Lease(term=3, coordinator=ME, stability=2, duration_s=4.0),
         wire.Broken(session=SessionId("s"), suspects=(ME,), reason="gone"),
     ]

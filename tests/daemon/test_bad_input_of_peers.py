@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from helixnet.core.errors import ManifestMismatch
-from helixnet.core.peer import members_key
+from helixnet.core.swarm.directory import front_key
 from helixnet.core.swarm.records import PeerRecord, encode_record
 from helixnet.core.types import PeerId
 from helixnet.daemon.app import check_swarm
@@ -76,7 +76,7 @@ def test_an_unknown_setting_is_named_with_the_one_meant(tmp_path: Path) -> None:
 async def test_a_peer_with_other_weights_under_the_swarms_name_is_refused() -> None:
     directory = MemoryNetwork().directory("a")
     record = PeerRecord(peer=PeerId("a"), name="a", addresses=(), model=MANIFEST.name, manifest_hash=MANIFEST.hash)
-    await directory.publish(members_key("n"), encode_record(record), 60.0)
+    await directory.publish(front_key("n"), encode_record(record), 60.0)
     await check_swarm(directory, "n", MANIFEST, PeerId("b"))
     other = msgspec.structs.replace(MANIFEST, weights_sha256="another")
     with pytest.raises(ManifestMismatch, match="other weights under the name toy"):

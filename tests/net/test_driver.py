@@ -155,7 +155,7 @@ async def test_a_client_that_has_enough_cancels_and_nothing_stays_open() -> None
         request = await swarm.run(asking(200), lambda _: False)
         assert request.finish == "cancelled" and 1 <= len(request.tokens) < 200
         async with asyncio.timeout(20):
-            while any(row.record.sessions for row in (await swarm.next_view(20)).members):
+            while any(row.record.sessions for row in (await swarm.fresh_view()).members):
                 pass
 
 

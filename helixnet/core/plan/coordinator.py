@@ -15,6 +15,7 @@ from helixnet.core.model import Manifest
 from helixnet.core.plan.adoption import AdoptionConfig, weigh
 from helixnet.core.plan.plan import Placement, Plan, PlanNumber, uncovered
 from helixnet.core.plan.snapshot import Link, PeerView, Snapshot
+from helixnet.core.swarm.election import Candidate, steadiest
 from helixnet.core.swarm.records import PeerRecord, PlanPointer, encode_pointer
 from helixnet.core.types import PeerId, Span
 from helixnet.core.wire import messages as wire
@@ -44,6 +45,8 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     """An answer of the planner later than this is not waited for."""
     pointer_lifetime_s: float = 60.0
     pointer_renew_s: float = 15.0
+    deputies: int = 4
+    """So many members, the steadiest, are told whole plans, to go on with them; the others only their own part."""
     default_round_trip_s: float = 0.002
     """Taken for links that nobody has measured yet ..."""
     default_bandwidth: float = 100e6
@@ -91,6 +94,8 @@ class Coordinator:
         self._rest_until = 0.0
         self._pointer_at = NEVER
         self._unfit: dict[PeerId, float] = {}
+        self._deputies: frozenset[PeerId] = frozenset()
+        self._deputies_at = 0.0
         self._reminded: dict[PeerId, tuple[PlanNumber, float]] = {}
         """Who was offered which plan again, and when last."""
 
@@ -98,7 +103,7 @@ class Coordinator:
         """We were elected: take over from the plan we followed."""
         self.term, self._epoch, self._current = term, 0, followed
         self._offer, self._solving_since, self._unfit, self.problem = None, None, {}, ""
-        self._reminded = {}
+        self._reminded, self._deputies, self._deputies_at = {}, frozenset(), now
         self._solve_at = self._pointer_at = NEVER
         self._news_since, self._news_at = now, now
         return []
@@ -145,6 +150,8 @@ class Coordinator:
         effects: list[Effect] = []
         # A plan made before everyone has arrived would move weights again a moment later.
         self._expecting = self._current is None and any(r.state == "joining" for r in records.values())
+        if now >= self._deputies_at:
+            self._choose_deputies(records, now)
         if now >= self._pointer_at:
             effects += self._publish(records, now)
         if self._offer and self._is_carried(self._offer, records):
@@ -247,7 +254,18 @@ class Coordinator:
             placement=placement,
         )
         self._offer = _Offer(plan, now, {a.peer for a in placement.assignments})
-        return [Send(peer, wire.PlanOffer(plan=plan)) for peer in sorted(records)]
+        self._choose_deputies(records, now)
+        return [self._offer_to(peer, plan) for peer in sorted(records)]
+
+    def _choose_deputies(self, records: dict[PeerId, PeerRecord], now: float) -> None:
+        """Those of highest rank: they claim the lease first when ours ends."""
+        self._deputies_at = now + self._config.remind_s
+        others = (Candidate(peer, record.uptime_s) for peer, record in records.items() if peer != self.me)
+        self._deputies = frozenset(steadiest(others, self._config.deputies))
+
+    def _offer_to(self, peer: PeerId, plan: Plan) -> Effect:
+        knows_all = peer == self.me or peer in self._deputies
+        return Send(peer, wire.PlanOffer(plan=plan if knows_all else plan.part_of(peer)))
 
     def ready(
         self, sender: PeerId, message: wire.PlanReady, records: dict[PeerId, PeerRecord], now: float
@@ -306,13 +324,14 @@ class Coordinator:
             newest, is_active = self._current, True
         else:
             return []
-        if followed > newest.number or (followed == newest.number and record.plan_active == is_active):
+        lacks = record.peer in self._deputies and not record.plan_whole
+        if followed > newest.number or (followed == newest.number and record.plan_active == is_active and not lacks):
             return []
         number, at = self._reminded.get(record.peer, (newest.number, -NEVER))
         if number == newest.number and now < at + self._config.remind_s:
             return []
         self._reminded[record.peer] = newest.number, now
-        effects: list[Effect] = [Send(record.peer, wire.PlanOffer(plan=newest))]
+        effects: list[Effect] = [self._offer_to(record.peer, newest)]
         if is_active:
             effects.append(Send(record.peer, wire.PlanActive(term=newest.term, epoch=newest.epoch)))
         return effects

@@ -39,6 +39,11 @@ class Follower:
         return self.plan.number if self.plan else PlanNumber(0, 0)
 
     @property
+    def whole_plan(self) -> Plan | None:
+        """The plan followed, if all of it is known here."""
+        return self.plan if self.plan is not None and self.plan.whole else None
+
+    @property
     def target(self) -> Span | None:
         """The span the plan gives us."""
         return self.plan.span_of(self.me) if self.plan else None
@@ -53,6 +58,8 @@ class Follower:
         if plan.number > self.number:
             self.plan, self.active, self.ready, self.problem = plan, False, False, ""
             self._drain_by = None
+        elif plan.whole:
+            self.plan = plan
         return self._advance(now)
 
     def activated(self, message: wire.PlanActive, now: float) -> list[Effect]:

@@ -64,6 +64,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     manifest_hash: str
     layers: int
     placement: Placement
+    whole: bool = True
+    """False where it was cut to what one peer needs to follow it."""
 
     @property
     def number(self) -> PlanNumber:
@@ -73,6 +75,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     def hash(self) -> str:
         """SHA-256 (hex) of the encoded plan, as named in the DHT pointer."""
         return hashlib.sha256(msgspec.msgpack.encode(self)).hexdigest()
+
+    def part_of(self, peer: PeerId) -> Plan:
+        """What `peer` needs to follow the plan: its own span, and the number."""
+        mine = tuple(a for a in self.placement.assignments if a.peer == peer)
+        return msgspec.structs.replace(
+            self, whole=False, placement=msgspec.structs.replace(self.placement, assignments=mine, flows=())
+        )
 
     def span_of(self, peer: PeerId) -> Span | None:
         """The span assigned to `peer`, or None if it has none."""

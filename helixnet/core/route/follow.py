@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -21,16 +21,23 @@ VIEW_STALE_S = 12.0
 """Peers push their view more often than this; silence means that the one asked is gone."""
 
 
+VIEW_RENEW_S = 20.0
+"""Views are asked for again this often: nobody is sent any for whom nobody looks."""
+
+
 class SwarmView:
     """Follows one swarm. `view` is None before the first; a plan never gives way to one with a smaller number.
 
-    `asked` is who was asked last for its views, by whoever sends the messages.
+    `asked` is who was asked last for its views. Peers send what changed: `view` is always all of it.
     """
 
     def __init__(self, rng: random.Random) -> None:
         self.view: wire.View | None = None
         self.asked: PeerId | None = None
         self._viewed_at = -math.inf
+        self._renew_at = math.inf
+        self._serial = 0
+        """Of the newest view of whom we asked; 0 if there is none to go on from."""
         self._rng = rng
         self._router: Router | None = None
         self._full: frozenset[PeerId] = frozenset()
@@ -42,7 +49,18 @@ class SwarmView:
     def gone(self, peer: PeerId) -> None:
         """A peer cannot be reached: if it is the one we asked, look for another at once."""
         if peer == self.asked:
-            self._viewed_at = -math.inf
+            self._viewed_at, self._serial = -math.inf, 0
+
+    def ask(self, peer: PeerId, now: float) -> wire.GetView:
+        """What to send to a peer that is to show us the swarm from now on."""
+        if peer != self.asked:
+            self.asked, self._serial = peer, 0
+        self._renew_at = now + VIEW_RENEW_S
+        return wire.GetView(subscribe=True, since=self._serial, plan=_number(self.view) if self.view else (0, 0))
+
+    def renewal(self, now: float) -> wire.GetView | None:
+        """What to send to the one asked, if it is time to ask again."""
+        return self.ask(self.asked, now) if self.asked is not None and now >= self._renew_at else None
 
     def better_informed(self) -> PeerId | None:
         """The coordinator, if there is one and somebody else was asked: it knows most."""
@@ -53,13 +71,23 @@ class SwarmView:
         """Whether a view is of the model that is followed; the first decides which that is."""
         return self.view is None or view.manifest_hash == self.view.manifest_hash
 
-    def take(self, view: wire.View, now: float) -> bool:
-        """A view came. Returns whether routes may differ: another plan, or other layers held."""
+    def take(self, view: wire.View, now: float, sender: PeerId | None = None) -> bool:
+        """A view came from `sender`. Returns whether routes may differ: another plan, or other layers held."""
         old = self.view
         if not self.is_ours(view):
             return False
+        if view.since:
+            if old is None or sender != self.asked:
+                return False
+            if not view.since <= self._serial <= view.serial:
+                self._serial, self._renew_at = 0, now  # something was lost: everything again
+                return False
+            view = msgspec.structs.replace(view, members=_merged(old.members, view), since=0, gone=())
+        if view.serial and sender == self.asked:
+            self._serial = view.serial
         if old is not None and _number(view) < _number(old):
-            view = msgspec.structs.replace(view, plan=old.plan, active=old.active)
+            active = view.active if view.number == _number(old) else old.active
+            view = msgspec.structs.replace(view, plan=old.plan, active=active)
         self.view, self._viewed_at = view, now
         self._full = frozenset(row.record.peer for row in view.members if row.record.kv_free < KV_HIGH_WATER)
         return self._renew_router(view)
@@ -89,6 +117,15 @@ def best_informed(records: Sequence[PeerRecord], named: PeerId | None) -> list[P
     best = max(records, key=lambda record: (record.plan, record.term, record.uptime_s, record.peer), default=None)
     first = [record.peer for record in records if record.peer == named]
     return list(dict.fromkeys((*first, best.peer) if best is not None else first))
+
+
+def _merged(members: Iterable[wire.MemberView], changes: wire.View) -> tuple[wire.MemberView, ...]:
+    """Members after a view that says what changed, by id."""
+    rows = {row.record.peer: row for row in members if row.state != "dead"}
+    for peer in changes.gone:
+        rows.pop(peer, None)
+    rows.update((row.record.peer, row) for row in changes.members)
+    return tuple(row for _, row in sorted(rows.items()))
 
 
 def _number(view: wire.View) -> tuple[int, int]:

@@ -7,6 +7,8 @@ changes efficiency. Two sides of a partition each elect one; when it heals, the 
 
 from __future__ import annotations
 
+import hashlib
+import heapq
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,6 +19,9 @@ import msgspec
 from helixnet.core.machine import NEVER, Effect, Emit, Event, Send
 from helixnet.core.types import PeerId
 from helixnet.core.wire.messages import Lease, Resign
+
+STAGGER_SPREAD = 64
+"""Those who are in nobody's list claim in one of so many turns, so that one is heard before most others."""
 
 
 class LeaseConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,7 +35,8 @@ class LeaseConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The holder's own view ends this much earlier: clocks run at different speeds."""
     claim_stagger_s: float = 0.7
     """The second in rank waits this much longer than the first, the third twice, and so on."""
-    stagger_ranks_max: int = 8
+    stagger_ranks_max: int = 16
+    """Whoever ranks behind so many waits longer than all of them, and for a time of its own: it may know only these."""
     look_s: float = 0.25
     """While nobody holds the lease, ranks may change: they are looked at this often."""
 
@@ -57,6 +63,12 @@ def place(mine: Candidate, others: Iterable[Candidate], most: int) -> int:
     return sum(1 for _ in islice(above, most))
 
 
+def steadiest(candidates: Iterable[Candidate], most: int) -> list[PeerId]:
+    """The first `most` by rank, as `place` counts it."""
+    first = heapq.nlargest(most, candidates, key=lambda one: (stability(one.uptime_s), one.peer))
+    return [candidate.peer for candidate in first]
+
+
 class Election:
     """One peer's view of the lease. The caller passes who is live; only members with layers or room may claim."""
 
@@ -73,6 +85,11 @@ class Election:
         self._vacant_since = now + config.settle_s
         self._look_at = -math.inf
         self._told_of = 0
+
+    @property
+    def vacant_since(self) -> float:
+        """From when on the lease is, or was, to be claimed."""
+        return self._vacant_since
 
     def i_hold(self, now: float) -> bool:
         """Whether we may act as coordinator now."""
@@ -159,8 +176,8 @@ class Election:
         if mine is None or (self.holder is not None and not outbid) or now < self._vacant_since:
             return []
         others = live()
-        behind = 0 if outbid else place(mine, others, self._config.stagger_ranks_max)
-        turn_at = self._vacant_since + behind * self._config.claim_stagger_s
+        turns = 0 if outbid else self._turns(mine, others)
+        turn_at = self._vacant_since + turns * self._config.claim_stagger_s
         if now < turn_at:
             self._look_at = min(turn_at, now + self._config.look_s)
             return []
@@ -169,6 +186,12 @@ class Election:
         self._strength = (self.term, stability(mine.uptime_s), self.me)
         claimed = Emit(Event("coordinator.changed", {"coordinator": self.me, "term": self.term}))
         return [claimed, *self._renew(now, others)]
+
+    def _turns(self, mine: Candidate, others: list[Candidate]) -> int:
+        """How many turns we let pass before we claim."""
+        most = self._config.stagger_ranks_max
+        behind = place(mine, others, most)
+        return behind if behind < most else most + hashlib.sha256(self.me.encode()).digest()[0] % STAGGER_SPREAD
 
     def _lapse(self, now: float) -> None:
         if self.holder is not None and now >= self._expires_at:

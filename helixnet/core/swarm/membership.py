@@ -11,6 +11,10 @@ from helixnet.core.machine import NEVER
 from helixnet.core.plan.plan import PEERS_MAX
 from helixnet.core.swarm.records import PeerRecord
 from helixnet.core.types import PeerId
+from helixnet.core.wire.messages import Beat
+
+ANNOUNCED_S = 30.0
+"""So long a member's own word is newer than what the directory says of it."""
 
 
 class MembershipConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,6 +37,10 @@ class Member:
     """When it last spoke to us directly, or its record was first seen."""
     direct: bool = False
     """Whether it has spoken to us directly (then silence means something)."""
+    announced_at: float = -math.inf
+    """When it last told us its record itself."""
+    place: str = ""
+    """The key of the directory under which it was found last."""
     suspect_since: float | None = None
     dead_since: float | None = None
 
@@ -67,8 +75,8 @@ class Membership:
         self._quiet_since = -math.inf
         """Every live member was heard of then or later."""
 
-    def listed(self, records: list[PeerRecord], now: float) -> bool:
-        """The directory was read: new peers become members; silent ones stay until they are dead.
+    def listed(self, records: list[PeerRecord], now: float, place: str = "") -> bool:
+        """A key of the directory was read: new peers become members; those that it no longer has are dead.
 
         Returns whether somebody came or went.
         """
@@ -76,23 +84,36 @@ class Membership:
         for record in records:
             member = self._members.get(record.peer)
             if member is None:
-                changed |= self._add(record, now)
+                changed |= self._add(record, now, place)
             elif member.dead_since is not None or record.manifest_hash != self._manifest_hash:
                 continue
             elif record.uptime_s > member.record.uptime_s:
-                member.record = record
+                member.place = place
+                if now - member.announced_at > ANNOUNCED_S:  # the directory has only the essentials
+                    member.record = record
                 if not member.direct:
                     member.heard_at = now
             elif record.uptime_s < member.record.uptime_s - 1.0 and not member.direct:  # it was restarted
-                member.record, member.heard_at = record, now
+                member.record, member.heard_at, member.place = record, now, place
                 changed |= self._cleared(member)
-        for peer in sorted(self._members.keys() - {record.peer for record in records}):
-            member = self._members[peer]
-            silent = not member.direct and now - member.heard_at > self._config.dead_s
-            if silent and member.dead_since is None:
-                changed |= member.suspect_since is None
-                self._bury(member, now)
+        for member in self._missing({record.peer for record in records}, now, place):
+            changed |= member.suspect_since is None
+            self._bury(member, now)
         return changed
+
+    def _missing(self, listed: set[PeerId], now: float, place: str) -> list[Member]:
+        """Who was found under a key, is no longer, and has been silent for too long, by id."""
+        silent_since = now - self._config.dead_s
+        missing = [
+            peer
+            for peer, member in self._members.items()
+            if member.place == place
+            and not member.direct
+            and member.heard_at < silent_since
+            and member.dead_since is None
+            and peer not in listed
+        ]
+        return [self._members[peer] for peer in sorted(missing)]
 
     def announced(self, record: PeerRecord, now: float) -> bool:
         """A member spoke to us itself. Returns whether this is news that matters to planning."""
@@ -100,14 +121,28 @@ class Membership:
             return False
         member = self._members.get(record.peer)
         if member is None:
-            if self._add(record, now):
-                self._members[record.peer].direct = True
-                return True
-            return False
+            if not self._add(record, now):
+                return False
+            member = self._members[record.peer]
+            member.direct, member.announced_at = True, now
+            return True
         old = member.record
-        member.record, member.heard_at, member.direct = record, now, True
+        member.record, member.heard_at, member.announced_at, member.direct = record, now, now, True
         returned = self._cleared(member)
         return returned or old.state != record.state or (old.capability is None) != (record.capability is None)
+
+    def beat(self, peer: PeerId, beat: Beat, now: float) -> tuple[PeerRecord, bool] | None:
+        """A member's heartbeat came. Returns its record now and whether this is news that matters to planning; None
+        if it has not announced itself.
+        """
+        member = self._members.get(peer)
+        if member is None or member.dead_since is not None or member.announced_at == -math.inf:
+            return None
+        news = self._cleared(member) or member.record.state != beat.state
+        changed = {name: getattr(beat, name) for name in beat.__struct_fields__}
+        member.record = msgspec.structs.replace(member.record, **changed)
+        member.heard_at = member.announced_at = now
+        return member.record, news
 
     def heard(self, peer: PeerId, now: float) -> None:
         """Any word of a peer counts as life."""
@@ -180,11 +215,11 @@ class Membership:
         self._quiet_since = since
         return found
 
-    def _add(self, record: PeerRecord, now: float) -> bool:
+    def _add(self, record: PeerRecord, now: float, place: str = "") -> bool:
         """A new member, if it is one of this swarm and there is room."""
         if record.peer == self.me or record.manifest_hash != self._manifest_hash or len(self._members) >= PEERS_MAX:
             return False
-        self._members[record.peer] = Member(record, now)
+        self._members[record.peer] = Member(record, now, place=place)
         self._sorted = self._live = None
         return True
 

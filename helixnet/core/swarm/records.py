@@ -17,6 +17,11 @@ SPANS_MAX = 4
 OBSERVED_MAX = 32
 RECORD_BYTES_MAX = 3800
 """With the signed envelope around it a record stays under the DHT's 4 KB."""
+RECORDS_PER_KEY_MAX = 256
+"""The directory keeps no more under one key."""
+STATES = ("joining", "active", "draining")
+LINK_CHANGE = 1.25
+"""A link whose round trip or bandwidth changed by less is the same."""
 
 
 class LinkMeasure(msgspec.Struct, frozen=True, array_like=True):
@@ -59,6 +64,8 @@ class PeerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """(term, epoch) of the plan it follows."""
     plan_active: bool = False
     """Whether it knows that plan to be active."""
+    plan_whole: bool = False
+    """Whether it has all of that plan, not only its own part."""
     term: int = 0
     """Highest term it has seen."""
     coordinator: PeerId | None = None
@@ -75,10 +82,28 @@ class PeerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         bounds = ((self.addresses, ADDRESSES_MAX), (self.links, LINKS_MAX), (self.held, SPANS_MAX))
         if any(len(values) > most for values, most in (*bounds, (self.observed, OBSERVED_MAX))):
             raise ValueError("a record lists more addresses, links, spans or observed flows than allowed")
-        if self.state not in ("joining", "active", "draining"):
+        if self.state not in STATES:
             raise ValueError(f"a record's state is joining, active or draining, not {self.state!r}")
         if len(self.name) > 64 or len(self.model) > 200 or len(self.manifest_hash) > 64:
             raise ValueError("a record's name, model or manifest hash is too long")
+
+
+def essentials(record: PeerRecord) -> PeerRecord:
+    """What the directory keeps of a record: enough to find and to use its owner; the coordinator hears the rest."""
+    return msgspec.structs.replace(
+        record, capability=None, links=(), observed=(), sessions=0, kv_free=1.0, tokens_per_s=0.0
+    )
+
+
+def links_differ(old: tuple[LinkMeasure, ...], new: tuple[LinkMeasure, ...]) -> bool:
+    """Whether links were measured that matter to a planner: others, or quite different ones."""
+    if old is new:
+        return False
+    if len(old) != len(new) or any(a.target != b.target for a, b in zip(old, new, strict=True)):
+        return True
+    pairs = [(a.bandwidth, b.bandwidth) for a, b in zip(old, new, strict=True)]
+    pairs += [(a.round_trip_s, b.round_trip_s) for a, b in zip(old, new, strict=True)]
+    return any(max(pair) > LINK_CHANGE * min(pair) for pair in pairs)
 
 
 class PlanPointer(msgspec.Struct, frozen=True, kw_only=True):

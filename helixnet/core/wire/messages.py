@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from helixnet.core.errors import RemoteProtocolError
 from helixnet.core.plan.plan import PEERS_MAX, Plan
 from helixnet.core.route.pipeline import STAGES_MAX, Pipeline
 from helixnet.core.sampling import STOP_IDS_MAX, Sampling
-from helixnet.core.swarm.records import PeerRecord
-from helixnet.core.types import SESSION_ID_CHARS_MAX, PeerId, SessionId
+from helixnet.core.swarm.records import ADDRESSES_MAX, SPANS_MAX, STATES, Observed, PeerRecord
+from helixnet.core.types import SESSION_ID_CHARS_MAX, PeerId, SessionId, Span
 
 PROMPT_TOKENS_MAX = 262_144
 STEPS_MAX = 1_024
+BEAT_OBSERVED_MAX = 4
+"""Flows that a heartbeat mentions: the largest."""
 TEXT_CHARS_MAX = 2_000
 MODEL_PARTS = ("manifest", "tokenizer", "chat")
 """Files that a client needs to turn text into tokens and back, and to check that they are the model's."""
@@ -63,9 +67,39 @@ class ProbeReport(_Message, frozen=True):
 
 
 class Announce(_Message, frozen=True):
-    """A member's heartbeat to the coordinator."""
+    """A member's record for the coordinator: at first, when it asks, and when more changed than a Beat says."""
 
     record: PeerRecord
+
+
+class Beat(_Message, frozen=True):
+    """A member's heartbeat to the coordinator: what changes all the time. The fields are those of a record.
+
+    Raises:
+        ValueError: a list is longer than its bound, a state is unknown, or a number is none.
+    """
+
+    state: str
+    term: int
+    uptime_s: float
+    held: tuple[Span, ...] = ()
+    plan: tuple[int, int] = (0, 0)
+    plan_active: bool = False
+    plan_whole: bool = False
+    sessions: int = 0
+    kv_free: float = 1.0
+    tokens_per_s: float = 0.0
+    observed: tuple[Observed, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.held) > SPANS_MAX or len(self.observed) > BEAT_OBSERVED_MAX or self.state not in STATES:
+            raise ValueError("a beat lists too many spans or flows, or has no known state")
+        if not all(math.isfinite(value) for value in (self.uptime_s, self.kv_free, self.tokens_per_s)):
+            raise ValueError("a beat's numbers must be finite")
+
+
+class GetRecord(_Message, frozen=True):
+    """Coordinator to a member: a Beat came, but your record is not known here. Announce yourself."""
 
 
 class Leave(_Message, frozen=True):
@@ -86,6 +120,14 @@ class Resign(_Message, frozen=True):
     """The coordinator gives its lease back before it ends."""
 
     term: int
+
+
+class Yielded(_Message, frozen=True):
+    """The sender coordinated and gave way to this coordinator: report there. Its lease tells whether that is so."""
+
+    term: int
+    coordinator: PeerId
+    addresses: tuple[str, ...] = ()
 
 
 class PlanOffer(_Message, frozen=True):
@@ -121,13 +163,23 @@ class MemberView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class GetView(_Message, frozen=True):
-    """Send me what you know of the swarm; with `subscribe`, again whenever it changes."""
+    """Show me the swarm; with `subscribe`, also what changes from now on, for as long as that is asked again."""
 
     subscribe: bool = False
+    since: int = 0
+    """The `serial` of the receiver's newest view that the sender has; 0 for none."""
+    plan: tuple[int, int] = (0, 0)
+    """(term, epoch) of the plan that the sender has."""
+    whole: bool = False
+    """For people: with everybody's whole record, and all at once."""
 
 
 class View(_Message, frozen=True):
-    """The swarm as one peer sees it: best asked of the coordinator."""
+    """The swarm as one peer sees it: best asked of the coordinator.
+
+    With `since`, only what differs from that peer's view of that serial. Members' records are outlines: what routing
+    takes. Only a view without a serial has them whole.
+    """
 
     manifest_hash: str
     model: str
@@ -136,10 +188,17 @@ class View(_Message, frozen=True):
     term: int
     coordinator: PeerId | None
     plan: Plan | None
+    """None also if the receiver has it, or if the sender follows it without knowing all of it."""
     active: bool
     members: tuple[MemberView, ...]
     problem: str = ""
     """Why there is no plan that serves, in words; empty if all is well."""
+    number: tuple[int, int] = (0, 0)
+    """(term, epoch) of the plan that `active` is said of."""
+    serial: int = 0
+    since: int = 0
+    gone: tuple[PeerId, ...] = ()
+    """No longer members."""
 
 
 class GetModelPart(_Message, frozen=True):
@@ -281,9 +340,12 @@ Message = (
     | ProbeData
     | ProbeReport
     | Announce
+    | Beat
+    | GetRecord
     | Leave
     | Lease
     | Resign
+    | Yielded
     | PlanOffer
     | PlanReady
     | PlanActive
@@ -350,8 +412,11 @@ def _out_of_bounds(message: Message) -> str:
         case Steps() | Sampled():
             if len(message.items) > STEPS_MAX:
                 return "too many steps in one frame"
+        case Yielded() | Lease():
+            if len(message.addresses) > ADDRESSES_MAX:
+                return "too many addresses of a coordinator"
         case View():
-            if len(message.members) > PEERS_MAX:
+            if max(len(message.members), len(message.gone)) > PEERS_MAX + 1:
                 return "too many members in one view"
         case Goodbye() | Broken() | Refused():
             if len(message.reason) > TEXT_CHARS_MAX:
