@@ -2,7 +2,8 @@
 
 Flow is only a ceiling. Requests in flight are limited by KV memory, each of their tokens pays every stage and hop,
 so the swarm serves at most in-flight / round trip; and stages slow down as their batches grow. At a rate x peer i
-runs batches of the smallest size that keeps up; a step waits half a batch and then takes one. Where prompts form
+runs batches of the smallest size that keeps up; a step waits half a batch and then takes one, however few of its layers
+it needs: where requests enter a span in the middle, those wait for the ones that run all of it. Where prompts form
 convoys (`Problem.convoys`: the paper's system) a step that meets one moves at its pace from there on, stage by stage
 and link by link: with N requests in flight a token finds N / output_tokens prompts on their way, and goes free with
 probability exp(-that). The saturated rate is the largest x whose requests in flight fit the KV room (Little's law).

@@ -139,6 +139,8 @@ class Device:
         """Tokens times layers that were run, ..."""
         self.decode_layer_tokens = 0
         """... and of these the decode steps."""
+        self.layers_loaded = 0
+        """Again those that had been dropped meanwhile."""
         self._manifest = manifest
         self._layers, self._dtype, self._width = manifest.layers, manifest.dtype, manifest.hidden_size
         self._timing = timing
@@ -160,6 +162,7 @@ class Device:
 
     def load(self, span: Span) -> None:
         """The layers of the span are there now."""
+        self.layers_loaded += sum(layer not in self._loaded for layer in span.layers())
         self._loaded |= set(span.layers())
         self._moves += 1
 

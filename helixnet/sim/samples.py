@@ -68,6 +68,8 @@ class Totals:
     busy_s: dict[PeerId, float] = field(default_factory=dict)
     layer_tokens: dict[PeerId, tuple[int, int]] = field(default_factory=dict)
     """All of them, and those decoded."""
+    layers_loaded: int = 0
+    """By all peers."""
     traffic: Traffic = field(default_factory=Traffic)
     lines: dict[Hashable, tuple[float, int]] = field(default_factory=dict)
     """Seconds busy and bytes."""
@@ -125,6 +127,7 @@ class Sampler:
             layer_tokens={
                 name: (one.device.layer_tokens, one.device.decode_layer_tokens) for name, one in peers.items()
             },
+            layers_loaded=sum(one.device.layers_loaded for one in peers.values()),
             traffic=self._swarm.traffic.copy(),
             lines={name: (line.busy_s, line.bytes) for name, line in self._swarm.network.lines.items()},
         )
