@@ -190,9 +190,9 @@ class Peer:
         """A key of the directory was read: newcomers are seen, and a newcomer sees whom to report to."""
         records = [record for record in records if record.manifest_hash == self.facts.manifest.hash]
         if key == front_key(self.facts.network):
-            others = [Candidate(record.peer, record.uptime_s) for record in records if record.peer != self.me]
+            present = [Candidate(record.peer, record.uptime_s) for record in records]
             mine = Candidate(self.me, now - self._started_at)
-            if self.reading.front_was(others, mine, self.config.front_max, now):
+            if self.reading.front_was(present, mine, self.config.front_max, now):
                 self._timers.publish_at = now  # before others, who look now, want to be in it too
         if self.membership.listed(records, now, key):
             self.coordinator.news(now)
@@ -354,7 +354,7 @@ class Peer:
 
     def _may_claim(self, now: float) -> bool:
         """Whether we could coordinate, and know who else could."""
-        has_looked = self.election.holder == self.me or self.reading.has_looked(self.election.vacant_since, now)
+        has_looked = self.election.holder == self.me or self.reading.has_looked(self.election.vacant_from(now), now)
         return has_looked and self.capability is not None and not self.leaving
 
     def _elect(self, now: float) -> list[Effect]:
@@ -368,6 +368,7 @@ class Peer:
         """Begin or end our own coordinating as the lease comes and goes."""
         if self.election.i_hold(now):
             if self.coordinator.term != self.election.term:
+                self._timers.publish_at = now  # those who heard no lease of ours look for us in the front
                 followed = self.follower.whole_plan if self.follower.active else None
                 return self.coordinator.begin(self.election.term, followed, now)
         elif self.coordinator.term:
@@ -405,7 +406,7 @@ class Peer:
     @property
     def _is_in_front(self) -> bool:
         """Whether everybody should find us: who coordinates, and the steadiest of those who are there."""
-        return self.election.holder == self.me or self.reading.resides
+        return self.election.holder == self.me or self.reading.belongs
 
     @property
     def _state(self) -> str:

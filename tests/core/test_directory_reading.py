@@ -95,10 +95,23 @@ def test_a_front_with_room_takes_everybody_and_a_full_one_only_the_clearly_stead
 
 def test_who_is_in_the_front_stays_until_others_are_better() -> None:
     reading = Reading(ME, "n")
-    assert reading.front_was([], Candidate(ME, 1.0), 16, 0.0) and reading.resides
-    assert not reading.front_was(others(15, HOUR_S), Candidate(ME, 1.0), 16, 0.0) and reading.resides
-    reading.front_was(others(16, HOUR_S), Candidate(ME, 1.0), 16, 0.0)
-    assert not reading.resides
+    mine = Candidate(ME, 1.0)
+    assert reading.front_was([], mine, 16, 0.0)
+    reading.front_was([mine, *others(15, HOUR_S)], mine, 16, 0.0)
+    assert (reading.belongs, reading.resides) == (True, True)
+    reading.front_was([mine, *others(16, HOUR_S)], mine, 16, 0.0)
+    assert (reading.belongs, reading.resides) == (False, False)
+
+
+def test_who_found_the_front_empty_resides_there_only_once_it_has_found_itself_among_the_best() -> None:
+    reading, mine = Reading(ME, "n"), Candidate(ME, 1.0)
+    assert reading.front_was([], mine, 16, 0.0)
+    assert not reading.has_looked(1.0, 2.0), "hundreds may have found it empty"
+    assert not reading.front_was(others(3, 1.0), mine, 16, 2.0)
+    assert (reading.belongs, reading.resides) == (True, False), "our record is on its way"
+    reading.front_was([mine, *others(3, 1.0)], mine, 16, 4.0)
+    assert (reading.belongs, reading.resides) == (True, True)
+    assert reading.has_looked(5.0, 6.0)
 
 
 def test_nobody_outside_the_front_claims_before_it_has_looked_there() -> None:
@@ -108,5 +121,5 @@ def test_nobody_outside_the_front_claims_before_it_has_looked_there() -> None:
     assert reading.has_looked(4.0, 5.0) and not reading.has_looked(6.0, 7.0)
     assert reading.has_looked(6.0, 6.1 + LOOK_PATIENCE_S), "the directory may be gone"
     resident = Reading(ME, "n")
-    resident.front_was([], Candidate(ME, 1.0), 16, 5.0)
+    resident.front_was([Candidate(ME, 1.0)], Candidate(ME, 1.0), 16, 5.0)
     assert resident.has_looked(6.0, 7.0)

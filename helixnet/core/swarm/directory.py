@@ -47,8 +47,10 @@ class Reading:
     """When one peer reads which keys."""
 
     def __init__(self, me: PeerId, network: str) -> None:
+        self.belongs = False
+        """Whether we write our record into the front; it is not known before the first look."""
         self.resides = False
-        """Whether our record belongs into the front; it is not known before the first look."""
+        """Whether we have also found it there, among the best."""
         self._me = me
         self._network = network
         self._shard = shard_of(me)
@@ -85,13 +87,16 @@ class Reading:
         """
         return self.resides or self._looked_at >= since or now > since + LOOK_PATIENCE_S
 
-    def front_was(self, others: list[Candidate], mine: Candidate, front_max: int, now: float) -> bool:
-        """These others were in the front just now. Returns whether we join it: `resides` says whether we are in it.
+    def front_was(self, present: list[Candidate], mine: Candidate, front_max: int, now: float) -> bool:
+        """These were in the front just now. Returns whether we begin to write into it.
 
         Who is in it stays while it is among the best `front_max`. Others come where there is room, or for somebody who
-        is clearly less steady: records are old, and those who started together would take turns otherwise.
+        is clearly less steady: records are old, and those who started together would take turns otherwise. Who finds it
+        empty resides there only once it has found itself there: hundreds may have found it empty at that moment.
         """
+        others = [candidate for candidate in present if candidate.peer != self._me]
         self._found_nobody, self._looked_at = not others, now
-        before, uptime_s = self.resides, mine.uptime_s if self.resides else mine.uptime_s / CHALLENGE
-        self.resides = place(Candidate(self._me, uptime_s), others, front_max) < front_max
-        return self.resides and not before
+        before, uptime_s = self.belongs, mine.uptime_s if self.belongs else mine.uptime_s / CHALLENGE
+        self.belongs = place(Candidate(self._me, uptime_s), others, front_max) < front_max
+        self.resides = self.belongs and len(others) < len(present)
+        return self.belongs and not before

@@ -86,10 +86,9 @@ class Election:
         self._look_at = -math.inf
         self._told_of = 0
 
-    @property
-    def vacant_since(self) -> float:
-        """From when on the lease is, or was, to be claimed."""
-        return self._vacant_since
+    def vacant_from(self, now: float) -> float:
+        """From when on the lease is, or was, to be claimed; now, where it is only now found to have lapsed."""
+        return max(self._vacant_since, now) if self.holder is not None else self._vacant_since
 
     def i_hold(self, now: float) -> bool:
         """Whether we may act as coordinator now."""
