@@ -4,9 +4,9 @@ import pytest
 
 from helixnet.core.types import Span
 from helixnet.planner.compare import compare, table
-from helixnet.planner.flow import CapacityModel, max_flow
-from helixnet.planner.predict import forecast
+from helixnet.planner.flow import CapacityModel
 from helixnet.planner.problem import Problem, Spans, from_snapshot
+from helixnet.planner.served import served
 from tests.planner.small_swarms import loopback_swarm
 
 HALVES: Spans = (Span(0, 15), Span(15, 30), None, None)
@@ -20,8 +20,7 @@ def problem() -> Problem:
 
 def test_figures_are_those_of_the_flow_and_the_forecast(problem: Problem) -> None:
     (row,) = compare(problem, {"halves": HALVES}, CapacityModel.EXACT)
-    routing = max_flow(problem, HALVES, CapacityModel.EXACT)
-    outlook = forecast(problem, HALVES, routing)
+    routing, outlook = served(problem, HALVES, CapacityModel.EXACT)
     assert (row.name, row.flow, row.tokens_per_s) == ("halves", routing.tokens_per_s, outlook.tokens_per_s)
     assert (row.ttft_s, row.tpot_s, row.sessions) == (outlook.ttft_s, outlook.tpot_s, outlook.sessions)
 

@@ -3,12 +3,13 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from helixnet.planner.flow import CapacityModel, max_flow
+from helixnet.planner.flow import CapacityModel
 from helixnet.planner.objective import THROUGHPUT, Objective
 from helixnet.planner.pareto import FrontPoint, front, pareto_optimal
-from helixnet.planner.predict import NO_FORECAST, forecast
+from helixnet.planner.predict import NO_FORECAST
 from helixnet.planner.problem import Spans, from_snapshot
 from helixnet.planner.search import Search
+from helixnet.planner.served import served
 from helixnet.planner.starts import starts
 from tests.planner.small_swarms import random_swarm
 
@@ -64,5 +65,4 @@ def test_the_front_asks_for_each_weight_and_predicts_what_is_found() -> None:
     assert points
     assert [p.outlook.tpot_s for p in points] == sorted((p.outlook.tpot_s for p in points), reverse=True)
     for found in points:
-        routing = max_flow(problem, found.spans, CapacityModel.EXACT)
-        assert found.outlook == forecast(problem, found.spans, routing)
+        assert found.outlook == served(problem, found.spans, CapacityModel.EXACT)[1]
