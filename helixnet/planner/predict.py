@@ -1,12 +1,13 @@
 """What a placement will serve: saturated tokens/s, first-token and per-token time, and what limits it.
 
-Flow is only a ceiling. Requests in flight are limited by KV memory, each of their tokens pays every stage and hop,
-so the swarm serves at most in-flight / round trip; and stages slow down as their batches grow. At a rate x peer i
-runs batches of the smallest size that keeps up; a step waits half a batch and then takes one, however few of its layers
-it needs: where requests enter a span in the middle, those wait for the ones that run all of it. Where prompts form
-convoys (`Problem.convoys`: the paper's system) a step that meets one moves at its pace from there on, stage by stage
-and link by link: with N requests in flight a token finds N / output_tokens prompts on their way, and goes free with
-probability exp(-that). The saturated rate is the largest x whose requests in flight fit the KV room (Little's law).
+Flow is only a ceiling. Requests in flight are limited by KV memory, each of their tokens pays every stage and hop, so
+the swarm serves at most in-flight / round trip; and stages slow down as their batches grow. At a rate x peer i runs
+batches of the smallest size that keeps up; a step waits for a part of a batch and then takes one, however few of its
+layers it needs: where requests enter a span in the middle, those wait for the ones that run all of it. Where prompts
+form convoys (`Problem.convoys`: the paper's system) a step that meets one moves at its pace from there on, stage by
+stage and link by link: with N requests in flight a token finds N / output_tokens prompts on their way, and goes free
+with probability exp(-that). The saturated rate is the largest x whose requests in flight fit the KV room (Little's
+law).
 Against the paper's published simulations of its own placements (70B, unchunked prompts) it is within some 25 %, and in
 the same order; against our own simulator see `sim.prediction_check`.
 """
@@ -27,6 +28,9 @@ from helixnet.planner.problem import Matrix, Problem, Spans
 
 BISECTIONS = 14
 """Enough for a ten-thousandth of the flow."""
+WAIT = 0.4
+"""Of the batch under way that a step waits for at a busy peer: half if steps came at random, less in a ring, where they
+come in turns. Simulated clusters (`sim.prediction_check`) lie between 0.25 and 0.5."""
 ROUNDING = 1e-9
 """Of a request that still counts as a whole one."""
 NAME_CHARS = 6
@@ -218,8 +222,8 @@ class _Load:
             else:
                 reached = bisect_left(range(1, len(rates)), asked, key=lambda b: b / _batch_s(rates, part.segments, b))
                 batch, batch_s = reached + 1, _batch_s(rates, part.segments, reached + 1)
-            # A lone step waits for nobody on average unless the peer is busy; in a batch it waits for half of the last.
-            seconds += part.visits * batch_s * (1.0 + 0.5 * min(1.0, asked * batch_s / batch))
+            # A lone step waits for nobody on average unless the peer is busy.
+            seconds += part.visits * batch_s * (1.0 + WAIT * min(1.0, asked * batch_s / batch))
         return rate * seconds
 
     def saturated(self, most: float, sessions: float) -> float:
