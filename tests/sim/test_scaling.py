@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -58,6 +59,7 @@ def a_size(peers: int, **changes: object) -> Scaled:
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
+    sys.path.insert(0, str(SCRIPT.parent))
     loader = importlib.machinery.SourceFileLoader("simulate_scale", str(SCRIPT))
     spec = importlib.util.spec_from_loader("simulate_scale", loader)
     assert spec is not None
