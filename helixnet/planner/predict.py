@@ -184,7 +184,8 @@ class _Load:
     """Requests in flight by rate, for one placement and its routing."""
 
     def __init__(self, problem: Problem, parts: list[_Part], routing: Routing, hops_s: float) -> None:
-        self.problem, self.parts, self.hops_s = problem, parts, hops_s
+        self.problem, self.hops_s = problem, hops_s
+        self._stages = [(part.visits, *_as_one(problem.peers[part.index].batch_rate, part.segments)) for part in parts]
         peers = [problem.peers[part.index] for part in parts]
         edges = [edge for edge in routing.edges if OUTSIDE not in edge]
         tails, heads = [edge[0] for edge in edges], [edge[1] for edge in edges]
@@ -213,17 +214,12 @@ class _Load:
     def in_flight(self, rate: float) -> float:
         """At so many decoded tokens/s: each token is at some stage or on some link."""
         seconds = self.hops_s + self.met_s
-        for part in self.parts:
-            rates, asked = self.problem.peers[part.index].batch_rate, rate * part.visits
-            if len(part.segments) == 1:
-                length = part.segments[0][1]
-                batch = min(bisect_left(rates, asked * length), len(rates) - 1) + 1
-                batch_s = length * batch / rates[batch - 1]
-            else:
-                reached = bisect_left(range(1, len(rates)), asked, key=lambda b: b / _batch_s(rates, part.segments, b))
-                batch, batch_s = reached + 1, _batch_s(rates, part.segments, reached + 1)
+        for visits, layers, rates in self._stages:
+            asked = rate * visits
+            batch = min(bisect_left(rates, asked * layers), len(rates) - 1) + 1
+            batch_s = layers * batch / rates[batch - 1]
             # A lone step waits for nobody on average unless the peer is busy.
-            seconds += part.visits * batch_s * (1.0 + WAIT * min(1.0, asked * batch_s / batch))
+            seconds += visits * batch_s * (1.0 + WAIT * min(1.0, asked * batch_s / batch))
         return rate * seconds
 
     def saturated(self, most: float, sessions: float) -> float:
@@ -242,16 +238,20 @@ class _Load:
         return low
 
 
-def _batch_s(rates: Sequence[float], segments: tuple[tuple[float, int], ...], batch: int) -> float:
-    """Seconds of a batch of so many steps, all of which wait for its end, of whatever layers each has need.
+def _as_one(rates: tuple[float, ...], segments: tuple[tuple[float, int], ...]) -> tuple[float, Sequence[float]]:
+    """As if all steps ran all layers: how many those are, and token-layers/s of them by batch size.
 
-    Where less than one of them needs a layer on average, the layer is run now and then.
+    All steps of a batch wait for its end, of whatever layers each has need. Where less than one of them needs a layer
+    on average, the layer is run now and then.
     """
-    seconds = 0.0
+    if len(segments) == 1:
+        return segments[0][1], rates
+    batches, known = np.arange(1, len(rates) + 1), np.array(rates)
+    seconds = np.zeros(len(rates))
     for share, layers in segments:
-        there = max(1, round(batch * share))
-        seconds += layers * there / rates[there - 1] * min(1.0, batch * share)
-    return seconds
+        there = np.maximum(1, np.rint(batches * share)).astype(np.intp)
+        seconds += layers * there / known[there - 1] * np.minimum(1.0, batches * share)
+    return 1.0, np.maximum.accumulate(batches / seconds).tolist()
 
 
 def _bottleneck(problem: Problem, spans: Spans, routing: Routing, outlook: Forecast) -> str:

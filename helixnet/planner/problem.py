@@ -24,8 +24,6 @@ LINK_SHARE = 0.5
 links at half brought 40 % more throughput than filling them (shared findings): queues on links cost every token."""
 PREFILL_CHUNK_TOKENS = 128
 """Prompt tokens that our entries send down the pipeline at a time."""
-PREFILL_BUDGET_TOKENS = 256
-"""Prompt tokens that one batch takes at most (the stages' own limit)."""
 HOP_S = 0.001
 """What a hop costs besides the link: two event loops, framing, and a batch to wait for."""
 
@@ -36,6 +34,8 @@ SpanOrNone = Span | None
 Spans = tuple[SpanOrNone, ...]
 """One span (or none) for each peer of a problem, in its order."""
 Matrix = NDArray[np.float64]
+Vector = NDArray[np.float64]
+"""Numbers one after the other."""
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True):
@@ -244,11 +244,27 @@ def seconds_at(curve: Sequence[RatePoint], tokens: float) -> float:
     return low.seconds + slope * (tokens - low.tokens)
 
 
-def _batch_rates(decode: Sequence[RatePoint], extra_s: float) -> list[float]:
-    """Token-layers/s in batches of 1 to BATCH_MAX decode steps, each with `extra_s` of prefill; never falls.
+def batch_rates(steps_s: Sequence[float] | Vector, extra_s: float) -> tuple[float, ...]:
+    """Token-layers/s in batches of 1, 2, ... decode steps, which take so long, each with `extra_s` of prefill.
 
-    The decode curve as `seconds_at` reads it, for all batches in one go.
+    Never falls: a batch need not be as large as it may be.
     """
+    batches = np.arange(1, len(steps_s) + 1)
+    return tuple(np.maximum.accumulate(batches / (np.asarray(steps_s) + batches * extra_s)).tolist())
+
+
+def capacity(rates: Sequence[float], kv_token_layers: Sequence[int], whole_tokens: int) -> tuple[float, ...]:
+    """Token-layers/s when k layers are held, by the KV room beside them, in the batches that this lets count on.
+
+    A peer that runs k of L layers meets about k/L of the requests in flight at once, and KV lets kv / (k * session) of
+    them in: kv / `whole_tokens`, what a request reserves in all layers. That depends on k only through the room left.
+    """
+    batches = np.clip(np.asarray(kv_token_layers) // whole_tokens, 1, len(rates))
+    return tuple([rates[batch - 1] for batch in batches.tolist()])
+
+
+def _decode_steps(decode: Sequence[RatePoint]) -> Vector:
+    """Seconds of one layer in batches of 1 to BATCH_MAX decode steps: the curve as `seconds_at` reads it, in one go."""
     tokens = np.array([point.tokens for point in decode])
     seconds = np.array([point.seconds for point in decode])
     batches = np.arange(1, BATCH_MAX + 1)
@@ -258,9 +274,8 @@ def _batch_rates(decode: Sequence[RatePoint], extra_s: float) -> list[float]:
         after = np.clip(np.searchsorted(tokens, batches), 1, len(tokens) - 1)
         slopes = np.maximum(0.0, np.diff(seconds) / np.diff(tokens))
         steps = seconds[after - 1] + slopes[after - 1] * (batches - tokens[after - 1])
-    steps = np.where(batches <= tokens[0], seconds[0], steps)
-    rates: list[float] = np.maximum.accumulate(batches / (steps + batches * extra_s)).tolist()
-    return rates
+    found: Vector = np.where(batches <= tokens[0], seconds[0], steps)
+    return found
 
 
 def _plan_peer(view: PeerView, manifest: Manifest, work: Workload, session_tokens: int) -> PlanPeer:
@@ -271,20 +286,17 @@ def _plan_peer(view: PeerView, manifest: Manifest, work: Workload, session_token
     # Batches meet prompts piece by piece; short ones cost more for each token.
     piece = min(work.prompt_tokens, PREFILL_CHUNK_TOKENS)
     extra_s = work.prefill_ratio * seconds_at(capability.prefill, piece) / piece
-    rates = _batch_rates(capability.decode, extra_s)
+    rates = batch_rates(_decode_steps(capability.decode), extra_s)
     spare = np.maximum(0, capability.memory_bytes - np.arange(layers + 1) * manifest.layer_bytes)
-    kv = spare // manifest.kv_bytes
-    # A peer that runs k of L layers meets about k/L of the requests in flight at once, and KV lets
-    # kv / (k * session) of them in: the batch it can count on does not depend on k but through the room left.
-    batches = np.clip(kv // (session_tokens * layers), 1, BATCH_MAX)
+    kv = (spare // manifest.kv_bytes).tolist()
     return PlanPeer(
         peer=view.peer,
         layers_max=_layers_max(capability.memory_bytes, manifest, session_tokens),
-        capacity=tuple(rates[batch - 1] for batch in batches.tolist()),
-        kv_token_layers=tuple(kv.tolist()),
+        capacity=capacity(rates, kv, session_tokens * layers),
+        kv_token_layers=tuple(kv),
         kv_first=-(-manifest.embedding_bytes // manifest.kv_bytes),
         kv_last=-(-manifest.head_bytes // manifest.kv_bytes),
-        batch_rate=tuple(rates),
+        batch_rate=rates,
         decode_s=capability.decode[0].seconds,
         prefill_s=prefill_s,
         held=view.held,

@@ -45,16 +45,19 @@ def planned_routing(problem: Problem, spans: Spans, model: CapacityModel) -> Rou
     spread = max_flow(problem, spans, model, final=True)
     found = [spread, max_flow(problem, spans, model)]
     outlooks = [forecast(problem, spans, each) for each in found]
-    most = max(outlooks, key=lambda outlook: outlook.tokens_per_s)
+    most = max(outlooks, key=_rate)
     if most.kv_limited and most.tokens_per_s > 0:
         pace = most.tokens_per_s / most.sessions
         paced = [at_pace(problem, spans, pace * factor) for factor in PACES]
-        for final in (True, False):
-            found += [max_flow(each, spans, model, final=final) for each in paced]
-        outlooks = [forecast(problem, spans, each) for each in found]
-    rates = [outlook.tokens_per_s for outlook in outlooks]
-    chosen = next(each for each, rate in zip(found, rates, strict=True) if rate >= SPREAD_MIN * max(rates))
+        more = [max_flow(each, spans, model, final=final) for final in (True, False) for each in paced]
+        found, outlooks = found + more, outlooks + [forecast(problem, spans, each) for each in more]
+    enough = SPREAD_MIN * max(map(_rate, outlooks))
+    chosen = next(each for each, outlook in zip(found, outlooks, strict=True) if _rate(outlook) >= enough)
     return replace(chosen, limits=spread.limits)
+
+
+def _rate(outlook: Forecast) -> float:
+    return outlook.tokens_per_s
 
 
 def at_pace(problem: Problem, spans: Spans, tokens_per_s: float) -> Problem:

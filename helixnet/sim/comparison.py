@@ -10,7 +10,15 @@ from helixnet.planner.artifact import Artifact
 from helixnet.planner.flow import CapacityModel, Edge
 from helixnet.planner.objective import THROUGHPUT
 from helixnet.planner.predict import forecast
-from helixnet.planner.problem import LINK_SHARE, PREFILL_CHUNK_TOKENS, PlanPeer, Problem, Spans
+from helixnet.planner.problem import (
+    LINK_SHARE,
+    PREFILL_CHUNK_TOKENS,
+    PlanPeer,
+    Problem,
+    Spans,
+    batch_rates,
+    capacity,
+)
 from helixnet.planner.served import planned_routing
 from helixnet.planner.solve import Budget, place
 from helixnet.sim.paper.admission import OFFLINE
@@ -117,12 +125,8 @@ def in_our_mode(problem: Problem, instance: Instance, prompt_tokens: int) -> Pro
 def _timed(problem: Problem, peer: PlanPeer, profile: Profile, pieces: float) -> PlanPeer:
     """A machine with rates by its timed batches, each decode step with its share of a prompt."""
     prefill_s = pieces * profile.prompt_s[PREFILL_CHUNK_TOKENS]
-    extra_s = prefill_s / problem.output_tokens
-    rates: list[float] = []
-    for batch in range(1, min(Serving().decode_batch_max, len(profile.decode_s) - 1) + 1):
-        rate = batch / (profile.decode_s[batch] + batch * extra_s)
-        rates.append(max(rate, rates[-1]) if rates else rate)
-    whole = problem.session_tokens * problem.layers
-    batches = [min(len(rates), max(1, room // whole)) for room in peer.kv_token_layers]
-    capacity = tuple([problem.flow_per_token * rates[batch - 1] for batch in batches])
-    return replace(peer, capacity=capacity, batch_rate=tuple(rates), prefill_s=prefill_s)
+    largest = min(Serving().decode_batch_max, len(profile.decode_s) - 1)
+    rates = batch_rates(profile.decode_s[1 : largest + 1], prefill_s / problem.output_tokens)
+    decoded = capacity(rates, peer.kv_token_layers, problem.session_tokens * problem.layers)
+    flow = tuple(problem.flow_per_token * rate for rate in decoded)
+    return replace(peer, capacity=flow, batch_rate=rates, prefill_s=prefill_s)
