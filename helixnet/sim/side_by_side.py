@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from helixnet.core.model import Manifest
 from helixnet.core.peer import PeerConfig
 from helixnet.core.plan.plan import Assignment, Flow, Placement, Prediction
@@ -57,8 +59,7 @@ class Serving:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Served:
+class Served(msgspec.Struct, frozen=True, kw_only=True):
     """What came of one run in its window, in the paper's words: decode tokens/s, seconds to and between tokens."""
 
     decode_tokens_per_s: float

@@ -14,11 +14,12 @@ from helixnet.sim.evaluation.calibration import Published, PublishedRow
 from helixnet.sim.evaluation.cells import Cell, Ended, Folder, Row
 from helixnet.sim.evaluation.chapters import ablation, like_for_likes
 from helixnet.sim.evaluation.like_for_like import LikeForLike
-from helixnet.sim.evaluation.ours import OursRow, Way
+from helixnet.sim.evaluation.ours import Way
 from helixnet.sim.evaluation.page import Origin, chapter, write
-from helixnet.sim.evaluation.predictions import PredictionRow
 from helixnet.sim.evaluation.sections import SECTIONS
 from helixnet.sim.evaluation.shares import SharesRow
+from helixnet.sim.prediction_check import Check
+from helixnet.sim.side_by_side import Served
 from tests.planner.small_artifact import stored
 from tests.planner.small_artifact import write as write_artifact
 from tests.sim import tiny_paper
@@ -51,8 +52,8 @@ def ended(cell: Cell, row: Row | None, problem: str = "") -> Ended:
     return Ended(cell=cell, row=row, problem=problem, seconds=3600.0)
 
 
-def ours_row(tokens_per_s: float, ttft_s: float = 1.0, tpot_s: float = 1.0, lost: int = 0) -> OursRow:
-    return OursRow(
+def ours_row(tokens_per_s: float, ttft_s: float = 1.0, tpot_s: float = 1.0, lost: int = 0) -> Served:
+    return Served(
         decode_tokens_per_s=tokens_per_s,
         ttft_s=ttft_s,
         tpot_s=tpot_s,
@@ -83,9 +84,9 @@ def shares_row(served: float, run: float) -> SharesRow:
     )
 
 
-def prediction_row(simulated: float) -> PredictionRow:
-    return PredictionRow(
-        peers=9, bottleneck="KV", tokens_per_s=(100.0, simulated), ttft_s=(1.0, 1.0), tpot_s=(0.1, 0.1)
+def prediction_row(simulated: float) -> Check:
+    return Check(
+        seed=0, peers=9, bottleneck="KV", tokens_per_s=(100.0, simulated), ttft_s=(1.0, 1.0), tpot_s=(0.1, 0.1)
     )
 
 
@@ -146,7 +147,7 @@ def test_words_about_who_is_ahead_come_from_the_rows(tmp_path: Path) -> None:
         pytest.param(ours_row(300.0, lost=1), False, id="one-lost"),
     ],
 )
-def test_ours_has_to_be_twice_as_fast_at_no_cost(last: OursRow, met: bool) -> None:
+def test_ours_has_to_be_twice_as_fast_at_no_cost(last: Served, met: bool) -> None:
     rows = {ours.THEIRS: ours_row(100.0), ours.OURS: last}
     cells = [
         ended(Way(instance=instance, way=way, lives=1.0), row)

@@ -11,9 +11,8 @@ import msgspec
 from helixnet.core.errors import UsageError
 from helixnet.planner.artifact import Artifact
 
-
-class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a cell."""
+Row = msgspec.Struct
+"""What came of a cell; frozen."""
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True, tag_field="section"):

@@ -12,7 +12,8 @@ from helixnet.sim.evaluation import like_for_like, ours, predictions, shares
 from helixnet.sim.evaluation.calibration import MODELS, Published, PublishedRow
 from helixnet.sim.evaluation.cells import Ended
 from helixnet.sim.evaluation.like_for_like import HELIX, METHODS, ROUTERS, LikeForLike, LikeRow
-from helixnet.sim.evaluation.ours import STEPS, THEIRS, WAYS, OursRow, Way
+from helixnet.sim.evaluation.ours import STEPS, THEIRS, WAYS, Way
+from helixnet.sim.side_by_side import Served
 from helixnet.sim.tables import digits, table
 
 METHOD_WORDS = {
@@ -215,12 +216,12 @@ def ablation(ended: Sequence[Ended]) -> str:
     return "\n".join(parts)
 
 
-def ways_of(ended: Sequence[Ended], instance: str) -> dict[str, OursRow]:
+def ways_of(ended: Sequence[Ended], instance: str) -> dict[str, Served]:
     """Rows of one instance by way, in the order of WAYS."""
     found = {
         one.cell.way: one.row
         for one in ended
-        if isinstance(one.cell, Way) and one.cell.instance == instance and isinstance(one.row, OursRow)
+        if isinstance(one.cell, Way) and one.cell.instance == instance and isinstance(one.row, Served)
     }
     return {way: found[way] for way in WAYS if way in found}
 
@@ -229,10 +230,10 @@ def _stories() -> str:
     return "Each `+` keeps what stands above it; the rows below leave something out, or all but one thing."
 
 
-def _ways(rows: dict[str, OursRow]) -> str:
+def _ways(rows: dict[str, Served]) -> str:
     first = rows.get(THEIRS)
 
-    def times(row: OursRow) -> str:
+    def times(row: Served) -> str:
         return f"{row.decode_tokens_per_s / first.decode_tokens_per_s:.2f}" if first is not None else "-"
 
     cells = [
@@ -265,7 +266,7 @@ def _ways(rows: dict[str, OursRow]) -> str:
     return table(headings, cells)
 
 
-def _steps(rows: dict[str, OursRow]) -> str:
+def _steps(rows: dict[str, Served]) -> str:
     """The factors between steps, and what leaving IWRR's shares out costs."""
     words = []
     steps = list(factors(rows))
@@ -282,7 +283,7 @@ def _steps(rows: dict[str, OursRow]) -> str:
 STEP_WORDS = {ours.RING: "ring decode and our protocol", ours.CHUNKS: "chunked prompts", ours.OURS: "our placement"}
 
 
-def factors(rows: dict[str, OursRow]) -> Iterator[tuple[str, float]]:
+def factors(rows: dict[str, Served]) -> Iterator[tuple[str, float]]:
     """What each step brings over the one before, where both are known."""
     for before, after in pairwise(STEPS):
         if before in rows and after in rows and rows[before].decode_tokens_per_s > 0:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import lru_cache
 from typing import ClassVar
 
@@ -33,25 +32,10 @@ WAYS = {
 STEPS = (THEIRS, RING, CHUNKS, OURS)
 
 
-class OursRow(Row, frozen=True, kw_only=True):
-    """See side_by_side.Served."""
-
-    decode_tokens_per_s: float
-    ttft_s: float
-    tpot_s: float
-    stages: float
-    in_flight: int
-    finished: int
-    lost: int
-    retries: int
-    seconds: float
-    events: int
-
-
 class Way(Cell, frozen=True, kw_only=True, tag="ours"):
     """One instance served in one way, saturated."""
 
-    row: ClassVar[type[Row]] = OursRow
+    row: ClassVar[type[Row]] = Served
     instance: str
     way: str
     lives: float
@@ -61,14 +45,11 @@ class Way(Cell, frozen=True, kw_only=True, tag="ours"):
         """See Cell."""
         return f"ours: {self.instance}, {self.way}"
 
-    def run(self, data: Data) -> OursRow:
+    def run(self, data: Data) -> Served:
         """See Cell."""
         if self.way not in WAYS:
             raise UsageError(f"There is no way {self.way!r}. There are {', '.join(WAYS)}.")
         artifact = data.artifact()
-        return OursRow(**asdict(self._serve(artifact)))
-
-    def _serve(self, artifact: Artifact) -> Served:
         one = Comparison(artifact, self.instance, MODEL, self.lives, self.seed)
         if self.way == THEIRS:
             return one.in_their_way(one.stored(), one.stored_flows())
@@ -93,7 +74,7 @@ def targets(ended: Sequence[Ended]) -> tuple[Target, ...]:
     for instance in INSTANCES:
         first, last = rows.get((instance, THEIRS)), rows.get((instance, OURS))
         wanted = f"{instance} 70B: ours at least {TIMES:g} x paper-mode Helix, no higher mean TTFT and TPOT, none lost"
-        if not isinstance(first, OursRow) or not isinstance(last, OursRow):
+        if not isinstance(first, Served) or not isinstance(last, Served):
             found.append(Target(wanted, "nothing", False))
             continue
         times = last.decode_tokens_per_s / first.decode_tokens_per_s

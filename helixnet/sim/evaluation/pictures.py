@@ -15,8 +15,9 @@ from helixnet.sim.evaluation.calibration import MODELS, Published, PublishedRow
 from helixnet.sim.evaluation.cells import Ended
 from helixnet.sim.evaluation.chapters import METHOD_WORDS, ROUTER_WORDS, Grid, grids, ways_of
 from helixnet.sim.evaluation.like_for_like import METHODS, ROUTERS
-from helixnet.sim.evaluation.ours import WAYS, OursRow
+from helixnet.sim.evaluation.ours import WAYS
 from helixnet.sim.plots import BLUE, DIM, GREEN, GRID, INK, ORANGE, PURPLE, RED, amount, new_figure, save
+from helixnet.sim.side_by_side import Served
 from helixnet.sim.tables import digits
 
 ROUTER_COLOURS = {
@@ -141,7 +142,7 @@ def ablation(ended: Sequence[Ended]) -> Figure:
     return figure
 
 
-def _ways(rate: Axes, pace: Axes, ways: dict[str, OursRow]) -> None:
+def _ways(rate: Axes, pace: Axes, ways: dict[str, Served]) -> None:
     first = ways.get(ours.THEIRS)
     for number, (way, row) in enumerate(ways.items()):
         colour = DIM if way == ours.THEIRS else BLUE if way in ours.STEPS else ORANGE

@@ -7,25 +7,10 @@ from statistics import median
 from typing import ClassVar
 
 from helixnet.sim.evaluation.cells import Cell, Data, Ended, Row, Target
-from helixnet.sim.prediction_check import check
+from helixnet.sim.prediction_check import Check, check
 
 WITHIN = 0.15
 CLUSTERS, QUICK_CLUSTERS = 50, 4
-
-
-class PredictionRow(Row, frozen=True, kw_only=True):
-    """Predicted and simulated: tokens/s saturated, seconds alone."""
-
-    peers: int
-    bottleneck: str
-    tokens_per_s: tuple[float, float]
-    ttft_s: tuple[float, float]
-    tpot_s: tuple[float, float]
-
-    def errors(self) -> tuple[float, float, float]:
-        """Simulated over predicted, less one: of throughput, TTFT and TPOT."""
-        throughput, ttft, tpot = (seen / said - 1.0 for said, seen in (self.tokens_per_s, self.ttft_s, self.tpot_s))
-        return throughput, ttft, tpot
 
 
 KINDS = ("throughput", "TTFT", "TPOT")
@@ -35,23 +20,16 @@ KINDS = ("throughput", "TTFT", "TPOT")
 class Cluster(Cell, frozen=True, kw_only=True, tag="predictions"):
     """One random cluster."""
 
-    row: ClassVar[type[Row]] = PredictionRow
+    row: ClassVar[type[Row]] = Check
     seed: int
 
     def title(self) -> str:
         """See Cell."""
         return f"predictions: cluster {self.seed}"
 
-    def run(self, data: Data) -> PredictionRow:
+    def run(self, data: Data) -> Check:
         """See Cell."""
-        one = check(self.seed)
-        return PredictionRow(
-            peers=one.peers,
-            bottleneck=one.bottleneck,
-            tokens_per_s=one.tokens_per_s,
-            ttft_s=one.ttft_s,
-            tpot_s=one.tpot_s,
-        )
+        return check(self.seed)
 
 
 def cells(quick: bool) -> tuple[Cell, ...]:
@@ -59,13 +37,9 @@ def cells(quick: bool) -> tuple[Cell, ...]:
     return tuple(Cluster(seed=seed) for seed in range(QUICK_CLUSTERS if quick else CLUSTERS))
 
 
-def rows_of(ended: Sequence[Ended]) -> list[tuple[int, PredictionRow]]:
+def rows_of(ended: Sequence[Ended]) -> list[tuple[int, Check]]:
     """By seed."""
-    return [
-        (one.cell.seed, one.row)
-        for one in ended
-        if isinstance(one.cell, Cluster) and isinstance(one.row, PredictionRow)
-    ]
+    return [(one.cell.seed, one.row) for one in ended if isinstance(one.cell, Cluster) and isinstance(one.row, Check)]
 
 
 def targets(ended: Sequence[Ended]) -> tuple[Target, ...]:
