@@ -235,7 +235,7 @@ class VirtualSwarm:
         ids = (SessionId(f"{name}-{number}") for number in itertools.count())
 
         followed = SwarmView(self.rng)
-        request = Request(spec, followed.pick, lambda: next(ids), config or RequestConfig(), self.now)
+        request = Request(spec, followed, lambda: next(ids), config or RequestConfig(), self.now)
         self.clients[me] = Client(me, request, followed)
         self._client_tick(me)
         return request

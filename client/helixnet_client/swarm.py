@@ -252,7 +252,7 @@ class Swarm:
         if len(self._active) >= REQUESTS_MAX:
             raise UsageError(f"This client already runs {REQUESTS_MAX} requests; wait for one to end.")
         now = time.monotonic()
-        request = Request(spec, self.followed.pick, _new_session_id, self._config, now)
+        request = Request(spec, self.followed, _new_session_id, self._config, now)
         active = ActiveRequest(request, now)
         self._active.add(active)
         try:

@@ -247,6 +247,7 @@ class _Reading:
             batch_rate=_batch_rate(decoding, prefill_s / work.AVG_OUTPUT_LEN),
             decode_s=seconds_at(decoding, 1),
             prefill_s=prefill_s,
+            piece_s=prefill_s,
             held=None,
         )
 

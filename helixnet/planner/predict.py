@@ -24,7 +24,7 @@ import numpy as np
 from helixnet.core.plan.plan import Prediction
 from helixnet.planner.bounds import proven_bound
 from helixnet.planner.flow import OUTSIDE, Edge, Routing, layers_run
-from helixnet.planner.problem import Matrix, Problem, Spans
+from helixnet.planner.problem import Matrix, Problem, Spans, Vector
 
 BISECTIONS = 14
 """Enough for a ten-thousandth of the flow."""
@@ -81,7 +81,7 @@ def forecast(problem: Problem, spans: Spans, routing: Routing) -> Forecast:
         return NO_FORECAST
     parts = _parts(spans, routing)
     sessions, tightest = _sessions(problem, spans, parts)
-    hops_s = _hops(problem, spans, routing)
+    hops_s, opening_s = _hops(problem, spans, routing)
     decode_s = sum(part.layers * problem.peers[part.index].decode_s for part in parts)
     ceiling = flow / problem.flow_per_token
     load = _Load(problem, parts, routing, hops_s)
@@ -90,7 +90,7 @@ def forecast(problem: Problem, spans: Spans, routing: Routing) -> Forecast:
         tokens_per_s=saturated,
         sessions=sessions,
         tightest=tightest,
-        ttft_s=load.first_token_s(),
+        ttft_s=opening_s + load.first_token_s(),
         tpot_s=decode_s + hops_s,
         kv_limited=saturated < ceiling * KV_LIMITED,
         hops=sum(part.visits for part in parts),
@@ -151,10 +151,12 @@ def _sessions(problem: Problem, spans: Spans, parts: list[_Part]) -> tuple[float
     return most, fullest
 
 
-def _hops(problem: Problem, spans: Spans, routing: Routing) -> float:
-    """Seconds that an average token spends on links: peer to peer, and from the exit back to the entry.
+def _hops(problem: Problem, spans: Spans, routing: Routing) -> tuple[float, float]:
+    """Seconds that an average token spends on links, and what an average request's opening and first token add to that.
 
-    Where it came from at every peer follows from the flows: at each, routers choose without looking back.
+    A token goes from peer to peer, and from the exit back to the entry. Before the prompt, the entry asks every stage
+    for room; the farthest answers last. Where tokens came from at every peer follows from the flows: at each, routers
+    choose without looking back.
     """
     entries = [target for source, target in routing.edges if source == OUTSIDE]
     back_s = problem.link_s[:, entries]
@@ -162,16 +164,33 @@ def _hops(problem: Problem, spans: Spans, routing: Routing) -> float:
     for position, entry in enumerate(entries):
         came[entry] = np.zeros(len(entries))
         came[entry][position] = routing.edges[OUTSIDE, entry]
-    seconds = 0.0
+    seconds = back = 0.0
     onward = [(edge, rate) for edge, rate in routing.edges.items() if edge[0] != OUTSIDE]
     for (source, target), rate in sorted(onward, key=lambda item: _stop(spans, item[0][0])):
         share = came[source] * (rate / came[source].sum())
         if target == OUTSIDE:
-            seconds += float(back_s[source] @ share)
+            back += float(back_s[source] @ share)
         else:
             seconds += float(problem.link_s[source, target]) * rate
             came[target] = came[target] + share if target in came else share
-    return seconds / routing.tokens_per_s
+    flow, there = routing.tokens_per_s, sorted(came)
+    asked_s = problem.link_s[np.ix_(entries, there)] + back_s[there].T
+    passed = np.array([came[index] for index in there])
+    opening = sum(
+        routing.edges[OUTSIDE, entry] * _largest(asked_s[position], passed[:, position] / routing.edges[OUTSIDE, entry])
+        for position, entry in enumerate(entries)
+    )
+    return (seconds + back) / flow, (back + opening) / flow
+
+
+def _largest(values: Vector, chances: Vector) -> float:
+    """The expected largest of values that are met with these chances, each for itself; 0 where none is met."""
+    largest, unmet = 0.0, 1.0
+    for index in np.argsort(-values).tolist():
+        met = min(1.0, float(chances[index]))
+        largest += unmet * met * float(values[index])
+        unmet *= 1.0 - met
+    return largest
 
 
 def _stop(spans: Spans, index: int) -> int:
@@ -193,23 +212,22 @@ class _Load:
         piece = (problem.prompt_link_s - problem.link_s)[tails, heads] / problem.chunks
         visits = np.array([part.visits for part in parts])
         layers = np.array([part.layers for part in parts])
-        run_s = layers / visits * np.array([peer.prefill_s for peer in peers]) / problem.chunks
-        # One entry for each stage, then for each link: passes of a token, seconds of a piece of a prompt.
+        held = layers / visits
+        first_s = held * np.array([peer.piece_s for peer in peers])
+        rest_s = held * np.array([peer.prefill_s for peer in peers]) - first_s
+        # One entry for each stage, then for each link: passes of a token, seconds of the first piece of a prompt, and
+        # of all others together.
         self._passes = np.concatenate([visits, crossed])
-        self._piece_s = np.concatenate([run_s, piece])
+        self._piece_s = np.concatenate([first_s, piece])
+        self._rest_s = np.concatenate([rest_s, (problem.chunks - 1.0) * piece])
         self._between_s = float((problem.link_s[tails, heads] * crossed).sum())
         self._pieces = self._passes * problem.chunks / problem.output_tokens * problem.convoys
         self.met_s = 0.0
 
     def first_token_s(self) -> float:
         """A prompt alone: its first piece passes every stage and link, the others come behind the slowest of them."""
-        slowest_s, unseen = 0.0, 1.0
-        for index in np.argsort(-self._piece_s).tolist():
-            met = min(1.0, float(self._passes[index]))
-            slowest_s += unseen * met * float(self._piece_s[index])
-            unseen *= 1.0 - met
         first_s = self._between_s + float((self._passes * self._piece_s).sum())
-        return first_s + (self.problem.chunks - 1.0) * slowest_s
+        return first_s + _largest(self._rest_s, self._passes)
 
     def in_flight(self, rate: float) -> float:
         """At so many decoded tokens/s: each token is at some stage or on some link."""

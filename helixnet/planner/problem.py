@@ -80,6 +80,8 @@ class PlanPeer:
     """One layer, one token, nobody else."""
     prefill_s: float
     """One layer, the prompt of a typical request."""
+    piece_s: float
+    """One layer, the first piece of that prompt: none is larger."""
     held: SpanOrNone
     """What it holds now."""
 
@@ -285,7 +287,8 @@ def _plan_peer(view: PeerView, manifest: Manifest, work: Workload, session_token
     prefill_s += seconds_at(capability.prefill, rest) if rest else 0.0
     # Batches meet prompts piece by piece; short ones cost more for each token.
     piece = min(work.prompt_tokens, PREFILL_CHUNK_TOKENS)
-    extra_s = work.prefill_ratio * seconds_at(capability.prefill, piece) / piece
+    piece_s = seconds_at(capability.prefill, piece)
+    extra_s = work.prefill_ratio * piece_s / piece
     rates = batch_rates(_decode_steps(capability.decode), extra_s)
     spare = np.maximum(0, capability.memory_bytes - np.arange(layers + 1) * manifest.layer_bytes)
     kv = (spare // manifest.kv_bytes).tolist()
@@ -299,6 +302,7 @@ def _plan_peer(view: PeerView, manifest: Manifest, work: Workload, session_token
         batch_rate=rates,
         decode_s=capability.decode[0].seconds,
         prefill_s=prefill_s,
+        piece_s=piece_s,
         held=view.held,
     )
 

@@ -110,7 +110,7 @@ class Client:
         def session_id() -> SessionId:
             return SessionId(f"{self.me}/{number}/{next(attempts)}")
 
-        request = Request(spec, self._followed.pick, session_id, self._config, now)
+        request = Request(spec, self._followed, session_id, self._config, now)
         running = _Running(number, request, RequestTally(now, ask.prompt_tokens, spec.tokens_limit), ended)
         self.running[number] = running
         self._carry_out(running, request.tick(now))

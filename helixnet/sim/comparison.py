@@ -124,9 +124,10 @@ def in_our_mode(problem: Problem, instance: Instance, prompt_tokens: int) -> Pro
 
 def _timed(problem: Problem, peer: PlanPeer, profile: Profile, pieces: float) -> PlanPeer:
     """A machine with rates by its timed batches, each decode step with its share of a prompt."""
-    prefill_s = pieces * profile.prompt_s[PREFILL_CHUNK_TOKENS]
+    piece_s = profile.prompt_s[PREFILL_CHUNK_TOKENS]
+    prefill_s = pieces * piece_s
     largest = min(Serving().decode_batch_max, len(profile.decode_s) - 1)
     rates = batch_rates(profile.decode_s[1 : largest + 1], prefill_s / problem.output_tokens)
     decoded = capacity(rates, peer.kv_token_layers, problem.session_tokens * problem.layers)
     flow = tuple(problem.flow_per_token * rate for rate in decoded)
-    return replace(peer, capacity=flow, batch_rate=rates, prefill_s=prefill_s)
+    return replace(peer, capacity=flow, batch_rate=rates, prefill_s=prefill_s, piece_s=piece_s)

@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import msgspec
 
+from helixnet.core.errors import UsageError
 from helixnet.core.plan.plan import Placement
 from helixnet.core.presets import LAN
 from helixnet.planner.flow import CapacityModel
 from helixnet.planner.predict import forecast
-from helixnet.planner.problem import Workload, from_snapshot
-from helixnet.planner.random_swarm import geography
+from helixnet.planner.problem import Problem, Workload, from_snapshot
+from helixnet.planner.random_swarm import Geography, geography
 from helixnet.planner.served import planned_routing
 from helixnet.planner.solve import Budget, place, to_placement
 from helixnet.sim.scenarios import PATIENT
@@ -28,7 +29,8 @@ PEERS, REGIONS = (10, 24), (1, 3)
 HOMES = (0.0, 0.5, 0.8)
 PROMPT, OUTPUT = (64, 512), (64, 256)
 BUDGET = Budget(work=4_000, work_per_peer=0, laying_work=4_000_000)
-ALONE = 40
+DRAWS_MAX = 100
+ALONE = 100
 """Requests one after the other, so that rare ways are among them."""
 LIVES = 4.0
 """Of a request, in the saturated window."""
@@ -58,11 +60,12 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check(seed: int) -> Check:
-    """One random cluster, planned, then run with one request at a time and with more than it can take."""
-    rng = random.Random(f"prediction {seed}")
-    land = geography(seed, rng.randint(*PEERS), rng.randint(*REGIONS), rng.choice(HOMES), MODEL)
-    workload = Workload(prompt_tokens=rng.randint(*PROMPT), output_tokens=rng.randint(*OUTPUT))
-    problem = from_snapshot(land.snapshot(), workload)
+    """One random cluster, planned, then run with one request at a time and with more than it can take.
+
+    Raises:
+        UsageError: none of many has room for the model.
+    """
+    land, workload, problem = _drawn(seed)
     spans = place(problem, seed, BUDGET)
     placement = to_placement(problem, spans, CapacityModel.EXACT)
     sessions = forecast(problem, spans, planned_routing(problem, spans, CapacityModel.EXACT)).sessions
@@ -82,6 +85,18 @@ def check(seed: int) -> Check:
         ttft_s=(said.ttft_s, alone.ttft_s),
         tpot_s=(said.tpot_s, alone.tpot_s),
     )
+
+
+def _drawn(seed: int) -> tuple[Geography, Workload, Problem]:
+    """The first of the clusters drawn that has room for the model."""
+    rng = random.Random(f"prediction {seed}")
+    for draw in range(DRAWS_MAX):
+        land = geography(seed + (draw << 16), rng.randint(*PEERS), rng.randint(*REGIONS), rng.choice(HOMES), MODEL)
+        workload = Workload(prompt_tokens=rng.randint(*PROMPT), output_tokens=rng.randint(*OUTPUT))
+        problem = from_snapshot(land.snapshot(), workload)
+        if problem.has_room():
+            return land, workload, problem
+    raise UsageError(f"None of {DRAWS_MAX} clusters has room for {MODEL}.")
 
 
 def _run(world: World, placement: Placement, workload: Workload, in_flight: int, seconds: float, seed: int) -> Served:

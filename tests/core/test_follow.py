@@ -83,12 +83,13 @@ def test_news_is_only_what_changes_routes() -> None:
     assert followed.take(a_view(a_plan(1, a=1.0, b=1.0), record(A)), 2.0), "b is gone"
 
 
-def test_the_full_are_routed_around_while_others_can_serve() -> None:
+def test_the_full_have_their_turns_until_somebody_is_routed_around() -> None:
     followed = SwarmView(random.Random(0))
-    plan = a_plan(1, a=1.0, b=1.0)
-    followed.take(a_view(plan, record(A, kv_free=KV_HIGH_WATER / 2), record(B)), 0.0)
-    assert {picked(followed) for _ in range(4)} == {B}
-    assert picked(followed, frozenset({B})) == A
+    plan = a_plan(1, a=1.0, b=1.0, c=1.0)
+    followed.take(a_view(plan, record(A, kv_free=KV_HIGH_WATER / 2), record(B), record(C)), 0.0)
+    assert {picked(followed) for _ in range(3)} == {A, B, C}
+    assert {picked(followed, frozenset({B})) for _ in range(4)} == {C}
+    assert picked(followed, frozenset({B, C})) == A
 
 
 def test_somebody_else_is_asked_when_the_one_asked_falls_silent_or_is_gone() -> None:

@@ -27,6 +27,19 @@ def test_from_the_start_every_count_is_within_one_request_of_its_share(weights: 
         assert abs(counts[item] - count * weight / sum(weights)) < 1 + 1e-6
 
 
+@given(WEIGHTS, st.lists(st.booleans(), max_size=300))
+def test_turns_that_are_given_back_do_not_count(weights: list[float], taken: list[bool]) -> None:
+    turns = Iwrr(dict(enumerate(weights)))
+    counts = Counter[int | None]()
+    for is_taken in taken:
+        item = turns.choose()
+        counts[item] += is_taken
+        if not is_taken and item is not None:
+            turns.give_back(item)
+    for item, weight in enumerate(weights):
+        assert abs(counts[item] - sum(taken) * weight / sum(weights)) < 1 + 1e-6
+
+
 @given(WEIGHTS, st.integers(0, 100), st.integers(1, 200), st.integers(0, 2**32))
 def test_over_any_window_every_count_is_within_the_proven_bound(
     weights: list[float], start: int, length: int, seed: int

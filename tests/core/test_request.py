@@ -14,12 +14,25 @@ PIPELINE: Pipeline = (Stage(ENTRY, Span(0, 6)),)
 CONFIG = RequestConfig(patience_s=60.0, attempts_max=8)
 
 
-def a_request() -> Request:
+class OneWay:
+    """There is one pipeline, as long as its entry is not avoided."""
+
+    def __init__(self) -> None:
+        self.given_back = self.avoided = 0
+
+    def pick(self, masked: frozenset[PeerId]) -> Pipeline | str:
+        self.avoided += ENTRY in masked
+        return "all are full" if ENTRY in masked else PIPELINE
+
+    def give_back(self, pipeline: Pipeline) -> None:
+        assert pipeline == PIPELINE
+        self.given_back += 1
+
+
+def a_request(routes: OneWay | None = None) -> Request:
     names = (SessionId(f"s{number}") for number in itertools.count())
     spec = RequestSpec(manifest_hash="m", context_tokens=100, prompt=(1, 2), tokens_max=1)
-    request = Request(
-        spec, lambda masked: "all are full" if ENTRY in masked else PIPELINE, lambda: next(names), CONFIG, 0.0
-    )
+    request = Request(spec, routes or OneWay(), lambda: next(names), CONFIG, 0.0)
     request.tick(0.0)
     return request
 
@@ -41,6 +54,18 @@ def test_full_peers_are_asked_again_and_again_while_patience_lasts() -> None:
     assert request.session is not None
     request.receive(ENTRY, wire.Token(session=request.session, index=0, token_id=7, finish="length"), now)
     assert (request.tokens, request.finish) == ([7], "length")
+
+
+def test_who_is_refused_gives_its_turn_back_and_waits_before_it_goes_around_the_full() -> None:
+    routes = OneWay()
+    request = a_request(routes)
+    refuse(request, 0.0)
+    assert (routes.given_back, routes.avoided) == (1, 0)
+    now = request.deadline()
+    assert now > 0.0, "there is a pause"
+    request.tick(now)
+    refuse(request, CONFIG.turn_s)
+    assert (routes.given_back, routes.avoided) == (1, 1), "its entry is avoided now, and there is no other way"
 
 
 def test_patience_ends_and_says_what_the_matter_was() -> None:

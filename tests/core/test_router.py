@@ -58,6 +58,22 @@ def test_pipelines_follow_the_flows_in_proportion() -> None:
     assert abs(counts["bc"] - 50) <= 3 and abs(counts["bd"] - 50) <= 3
 
 
+def test_the_shares_hold_among_those_that_are_let_in() -> None:
+    router = Router(DIAMOND, all_held(DIAMOND), random.Random(0))
+    asked, let_in = Counter[str](), Counter[str]()
+    while sum(let_in.values()) < 400:
+        pipeline = router.pick()
+        assert pipeline is not None
+        way = peers_of(pipeline)
+        asked[way] += 1
+        if way[-1] == "d" and asked[way] % 3:  # full more often than not
+            router.give_back(pipeline)
+        else:
+            let_in[way] += 1
+    assert abs(let_in["ad"] - 200) <= 3 and abs(let_in["ac"] - 100) <= 3
+    assert abs(let_in["bc"] - 50) <= 3 and abs(let_in["bd"] - 50) <= 3
+
+
 def test_a_stage_enters_a_span_where_the_one_before_stopped() -> None:
     router = Router(DIAMOND, all_held(DIAMOND), random.Random(0))
     pipeline = router.pick({PeerId("a"), PeerId("d")})

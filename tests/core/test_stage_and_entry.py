@@ -12,7 +12,7 @@ from helixnet.core.errors import Busy, RemoteProtocolError
 from helixnet.core.machine import BatchDone, Effect, OpenKv, ReleaseKv, RunBatch, Send
 from helixnet.core.route.pipeline import Stage
 from helixnet.core.sampling import Sampling
-from helixnet.core.stage.batch import DECODE_BATCH_MAX, PREFILL_BUDGET_TOKENS, Batcher
+from helixnet.core.stage.batch import BUSY, DECODE_BATCH_MAX, PREFILL_BUDGET_TOKENS, Batcher
 from helixnet.core.stage.entry import EntryConfig, EntryMachine
 from helixnet.core.stage.meter import WINDOW_S, Meter
 from helixnet.core.stage.pages import PAGE_TOKENS, PagePool
@@ -200,6 +200,13 @@ def test_decode_comes_first_then_prefill_within_its_budget() -> None:
     assert [item.session for item in batcher.take()] == ["p2", "p3"]
 
 
+def test_who_is_busy_takes_the_whole_pile() -> None:
+    batcher = Batcher()
+    for number in range(40):
+        batcher.add(work(f"d{number:02d}", 9, 1, decode=True))
+    assert len(batcher.take(2.0, BUSY)) == 40
+
+
 @pytest.mark.parametrize(
     ("ready", "share", "taken"),
     [
@@ -223,21 +230,44 @@ def test_steps_that_came_together_do_not_all_go_on_together(ready: int, share: f
     assert [session for batch in batches for session in batch] == in_order, "first come, first served"
 
 
+def reserve_at(stage: StageMachine, session: SessionId) -> None:
+    """Room for a session that goes on to another stage from here."""
+    reserve = wire.Reserve(
+        session=session,
+        pipeline=PIPELINE,
+        stage=0,
+        manifest_hash=MANIFEST.hash,
+        tokens_max=128,
+        prompt_tokens=1,
+        sampling=None,
+    )
+    stage.reserve(ME, reserve, 0.0)
+
+
+def test_a_stage_that_never_rests_takes_all_that_is_ready() -> None:
+    stage, sessions = a_stage(), [SessionId(f"s{number:02d}") for number in range(13)]
+    for session in sessions:
+        reserve_at(stage, session)
+    now = 0.0
+    for turn in range(100):
+        stage.submit(work(sessions[0], turn, 1, decode=True), now)
+        (effect,) = stage.pump()
+        assert isinstance(effect, RunBatch)
+        if turn == 99:
+            for session in sessions[1:]:
+                stage.submit(work(session, 0, 1, decode=True), now)
+        now += 1.0
+        after = stage.done(BatchDone((Done(session=sessions[0]),), 1.0), now)
+    (last,) = (effect for effect in after if isinstance(effect, RunBatch))
+    assert len(last.batch) == 12
+
+
 def test_a_stage_takes_its_share_of_the_requests_in_flight_at_once() -> None:
     """Twelve sessions over two stages: six are here at a time if all is even, and half as many again go at once."""
     stage = a_stage()
     for number in range(12):
         session = SessionId(f"s{number:02d}")
-        reserve = wire.Reserve(
-            session=session,
-            pipeline=PIPELINE,
-            stage=0,
-            manifest_hash=MANIFEST.hash,
-            tokens_max=8,
-            prompt_tokens=1,
-            sampling=None,
-        )
-        stage.reserve(ME, reserve, 0.0)
+        reserve_at(stage, session)
         stage.submit(work(session, 0, 1, decode=True), 0.0)
     (first,) = (effect for effect in stage.pump() if isinstance(effect, RunBatch))
     assert len(first.batch) == 9

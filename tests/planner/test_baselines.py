@@ -34,6 +34,7 @@ def peer(name: str, room: int, layers: int, speed: float = 100.0, ends: tuple[in
         batch_rate=(speed,),
         decode_s=1 / speed,
         prefill_s=1 / speed,
+        piece_s=1 / speed,
         held=None,
     )
 

@@ -7,8 +7,7 @@ import pytest
 from helixnet.sim.prediction_check import check
 
 ROOMY = 3
-"""The seed of a cluster of 17 peers with KV room for some 240 requests. Where it is for 2.9 of them, as in seed 4, two
-are let in, and the prediction is a fifth too high."""
+"""The seed of a cluster of 17 peers with KV room for some 240 requests."""
 
 
 @pytest.mark.slow

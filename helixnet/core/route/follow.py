@@ -105,11 +105,24 @@ class SwarmView:
         return changed
 
     def pick(self, masked: frozenset[PeerId]) -> Pipeline | str:
-        """A pipeline around the masked and, if possible, around the full; or why there is none, in words."""
+        """A pipeline around the masked and then, if possible, the full, too; or why there is none, in words.
+
+        As long as nobody is masked, everybody has the turns that the plan gives them, however full they are.
+        """
         if self.view is None or self._router is None:
             return (self.view.problem if self.view else "") or "The swarm has no plan yet."
-        found = self._router.pick(masked | self._full) or self._router.pick(masked)
-        return found or self.view.problem or "No live peers cover every layer of the model right now."
+        found = self._router.pick(masked | self._full) if masked else None
+        return (
+            found
+            or self._router.pick(masked)
+            or self.view.problem
+            or "No live peers cover every layer of the model right now."
+        )
+
+    def give_back(self, pipeline: Pipeline) -> None:
+        """A pipeline that was picked with nobody masked had no room: its turns go to whoever asks next."""
+        if self._router is not None:
+            self._router.give_back(pipeline)
 
 
 def best_informed(records: Sequence[PeerRecord], named: PeerId | None) -> list[PeerId]:

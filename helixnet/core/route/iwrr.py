@@ -37,7 +37,7 @@ class Iwrr(Generic[Item]):
 
     def choose(self, masked: Collection[Item] = ()) -> Item | None:
         """The next item that is not masked, or None if there is none."""
-        weights = {item: weight for item, weight in self._weights.items() if item not in masked}
+        weights = self._unmasked(masked)
         if not weights:
             return None
         total = sum(weights.values())
@@ -50,3 +50,16 @@ class Iwrr(Generic[Item]):
         chosen = min(pool, key=lambda item: (1.0 - slack - self._credit[item]) / (weights[item] / total))
         self._credit[chosen] -= 1.0
         return chosen
+
+    def give_back(self, item: Item, masked: Collection[Item] = ()) -> None:
+        """As if the item had not been chosen, when these were masked: it is among the first in line again."""
+        weights = self._unmasked(masked)
+        if item not in weights:
+            return
+        total = sum(weights.values())
+        for other, weight in weights.items():
+            self._credit[other] -= weight / total
+        self._credit[item] += 1.0
+
+    def _unmasked(self, masked: Collection[Item]) -> dict[Item, float]:
+        return {item: weight for item, weight in self._weights.items() if item not in masked}

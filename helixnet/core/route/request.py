@@ -7,6 +7,7 @@ token: it opens a new one with prompt plus tokens so far (full replay). The simu
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -28,8 +29,17 @@ from helixnet.core.sampling import STOP_IDS_MAX, Sampling
 from helixnet.core.types import PeerId, SessionId
 from helixnet.core.wire import messages as wire
 
-Pick = Callable[[frozenset[PeerId]], Pipeline | str]
-"""Chooses a pipeline around the masked peers; if there is none now, says why in a sentence."""
+
+class Routes(Protocol):
+    """Where pipelines come from."""
+
+    def pick(self, masked: frozenset[PeerId]) -> Pipeline | str:
+        """A pipeline around the masked peers; if there is none now, why, in a sentence."""
+        ...
+
+    def give_back(self, pipeline: Pipeline) -> None:
+        """A pipeline that was picked with nobody masked had no room."""
+        ...
 
 
 class RequestConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +52,9 @@ class RequestConfig(msgspec.Struct, frozen=True, kw_only=True):
     retry_s: float = 0.25
     """Pause before trying again when nobody can serve now; doubles up to `retry_s_max`."""
     retry_s_max: float = 2.0
+    turn_s: float = 10.0
+    """How long a request that full peers refuse waits for its turn before it goes around them. The plan's shares hold
+    among those that are let in; whoever goes around the full leaves more to others than they can compute."""
     patience_s: float = 60.0
     """Give up when no token came for this long over all attempts ..."""
     unserved_s: float = 20.0
@@ -87,7 +100,7 @@ class Request:
     """
 
     def __init__(
-        self, spec: RequestSpec, pick: Pick, session_ids: Callable[[], SessionId], config: RequestConfig, now: float
+        self, spec: RequestSpec, routes: Routes, session_ids: Callable[[], SessionId], config: RequestConfig, now: float
     ) -> None:
         self.spec = spec
         self.tokens: list[int] = []
@@ -97,10 +110,12 @@ class Request:
         self.entry: PeerId | None = None
         self.pipelines: list[Pipeline] = []
         """Every pipeline tried that did not refuse, in order: for the result and for people who want to know."""
-        self._pick = pick
+        self._routes = routes
         self._new_session_id = session_ids
         self._config = config
         self._masked: dict[PeerId, float] = {}
+        self._refused_at = NEVER
+        """By full peers, for the first time since the last token."""
         self._was_routed = False
         self._base = 0
         self._progress_at = now
@@ -173,7 +188,7 @@ class Request:
     def _open(self, now: float) -> list[Effect]:
         if len(self.pipelines) >= self._config.attempts_max:
             return self._give_up(now)
-        pipeline = self._pick(frozenset(peer for peer, until in self._masked.items() if until > now))
+        pipeline = self._routes.pick(self._avoided(now))
         if isinstance(pipeline, str):
             return self._wait(self._last_problem or SwarmTooSmall(pipeline), now)
         self.pipelines.append(pipeline)
@@ -193,6 +208,9 @@ class Request:
         opened = Event("request.opened", {"attempt": len(self.pipelines), "stages": len(pipeline)})
         return [Send(self.entry, message), Emit(opened)]
 
+    def _avoided(self, now: float) -> frozenset[PeerId]:
+        return frozenset(peer for peer, until in self._masked.items() if until > now)
+
     def _take(self, message: wire.Token, now: float) -> list[Effect]:
         expected = len(self.tokens) - self._base
         if message.index < expected:
@@ -202,7 +220,7 @@ class Request:
             return self._retry((), gap, now)
         self.tokens.append(message.token_id)
         self._progress_at, self._next_at = now, now + self._config.stall_s
-        self._pause_s = self._config.retry_s
+        self._pause_s, self._refused_at = self._config.retry_s, NEVER
         if message.finish:
             self.finish = message.finish
             self.session = None
@@ -216,7 +234,11 @@ class Request:
             self.error = ManifestMismatch(message.reason or "The peer serves other weights.")
             return self._abandon()
         problem = Busy(message.reason or f"Peer {_short(message.peer)} is {message.code}.")
-        self.pipelines.pop()
+        pipeline = self.pipelines.pop()
+        self._refused_at = min(self._refused_at, now)
+        if message.code == "busy" and now < self._refused_at + self._config.turn_s and not self._avoided(now):
+            self._routes.give_back(pipeline)
+            return [*self._abandon(), *self._wait(problem, now)]
         return self._retry((message.peer,), problem, now, masked_s=self._pause_s)
 
     def _retry(

@@ -39,6 +39,17 @@ class Router:
         """
         return self._along_flows(masked) or self._anywhere(masked)
 
+    def give_back(self, pipeline: Pipeline) -> None:
+        """Nobody let the request in that got this pipeline unmasked: whoever asks next has its turns."""
+        blocked = self._dead_ends(())
+        vertex: PeerId | None = None
+        for stage in pipeline:
+            chooser = self._next.get(vertex)
+            if chooser is None:
+                return
+            chooser.give_back(stage.peer, blocked)
+            vertex = stage.peer
+
     def _along_flows(self, masked: Collection[PeerId]) -> Pipeline | None:
         blocked = self._dead_ends(masked)
         stages: list[Stage] = []

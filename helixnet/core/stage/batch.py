@@ -3,7 +3,7 @@
 Steps that share a batch arrive at the next stage together and share its batch, too: left alone, all requests in
 flight end up in a few large lumps that move from stage to stage while the others wait. So a batch takes no more than
 the steps that a stage should have in hand when requests are spread evenly over their stages, and a quarter of what is
-ready where more than that piles up (docs/decisions/0014).
+ready where more than that piles up; but all of it where the stage hardly ever rests (docs/decisions/0014).
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ PREFILL_BUDGET_TOKENS = 256
 SHARES_MAX = 1.5
 """Times its even share of the requests in flight that a stage takes at once ..."""
 PILED = 4
-"""... or this part of a pile of steps, where larger batches are what is needed."""
+"""... or this part of a pile of steps, where larger batches are what is needed ..."""
+BUSY = 0.8
+"""... or all of it, if the stage has been busy for this share of its time: then it is what the others wait for."""
 
 
 class Batcher:
@@ -41,9 +43,13 @@ class Batcher:
         self._decode = deque([work for work in self._decode if work.session != session])
         self._prefill = deque([work for work in self._prefill if work.session != session])
 
-    def take(self, share: float = inf) -> tuple[Work, ...]:
-        """The next batch; empty if nothing is ready. `share`: steps that should be in hand here, were all even."""
-        most = ceil(min(self._decode_max, max(SHARES_MAX * share, len(self._decode) / PILED)))
+    def take(self, share: float = inf, busy: float = 0.0) -> tuple[Work, ...]:
+        """The next batch; empty if nothing is ready.
+
+        `share`: steps that should be in hand here, were all even. `busy`: how much of its time lately the stage was.
+        """
+        pile = len(self._decode) / (1 if busy >= BUSY else PILED)
+        most = ceil(min(self._decode_max, max(SHARES_MAX * share, pile)))
         chosen = {work.session for work in self._decode}
         if len(chosen) == len(self._decode) <= most:  # everybody at once, as is usual
             everybody = tuple(self._decode)

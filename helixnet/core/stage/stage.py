@@ -28,6 +28,10 @@ from helixnet.core.wire import messages as wire
 from helixnet.core.wire.activation import Activation
 from helixnet.core.wire.codec import Lane
 
+MOMENT_S = 1e-9
+"""No batch takes less."""
+BUSY_S = 5.0
+"""How far back it goes how busy a stage has been: over some round trips of a token."""
 SMOOTHING = 0.1
 """Weight of the newest batch in what a prompt token costs."""
 
@@ -74,6 +78,9 @@ class StageMachine:
         """Prompt tokens of all sessions that have not run here yet."""
         self._share = 0.0
         """Decode steps that would be in hand here if every session spent as long at each of its stages."""
+        self._busy = 0.0
+        """Share of its time lately in which the engine ran."""
+        self._done_at = 0.0
         self._prompt_token_s = 0.0
         """What one costs lately, with the decode steps beside it."""
         self._row_bytes = manifest.hidden_size * DTYPE_BYTES[manifest.dtype]
@@ -221,12 +228,13 @@ class StageMachine:
         """Start the next batch if the engine is free."""
         if self._running:
             return []
-        self._running = self._batcher.take(self._share)
+        self._running = self._batcher.take(self._share, self._busy)
         return [RunBatch(self._running)] if self._running else []
 
     def done(self, outcome: BatchDone, now: float) -> list[Effect]:
         """Hand on what the engine made, one frame for each next hop and lane; start the next batch."""
         batch, self._running = self._running, ()
+        self._count_busy(outcome.seconds, now)
         self._count_prompts(batch, outcome.seconds)
         effects = self.pump()  # first of all: the engine should not wait for our sending
         onward: dict[tuple[PeerId, bool], _Onward] = {}
@@ -251,6 +259,12 @@ class StageMachine:
             body = memoryview(rows[0] if len(rows) == 1 else b"".join(rows))
             effects.append(Send(peer, wire.Steps(items=tuple(items)), body, Lane.TOKEN if decode else Lane.PREFILL))
         return effects
+
+    def _count_busy(self, seconds: float, now: float) -> None:
+        """A batch ended: so long it ran, and all the time since the last one is over."""
+        passed = max(seconds, now - self._done_at, MOMENT_S)
+        self._busy += passed / (passed + BUSY_S) * (seconds / passed - self._busy)
+        self._done_at = now
 
     def _count_prompts(self, batch: tuple[Work, ...], seconds: float) -> None:
         """Prompt tokens that ran are no longer in line; remember what they cost."""
