@@ -24,6 +24,8 @@ LINK_SHARE = 0.5
 links at half brought 40 % more throughput than filling them (shared findings): queues on links cost every token."""
 PREFILL_CHUNK_TOKENS = 128
 """Prompt tokens that our entries send down the pipeline at a time."""
+PREFILL_BUDGET_TOKENS = 256
+"""Prompt tokens that one batch takes at most (the stages' own limit)."""
 HOP_S = 0.001
 """What a hop costs besides the link: two event loops, framing, and a batch to wait for."""
 
@@ -246,8 +248,16 @@ def seconds_at(curve: Sequence[RatePoint], tokens: float) -> float:
     return low.seconds + slope * (tokens - low.tokens)
 
 
-def batch_rates(steps_s: Sequence[float] | Vector, extra_s: float) -> tuple[float, ...]:
-    """Token-layers/s in batches of 1, 2, ... decode steps, which take so long, each with `extra_s` of prefill.
+def met_together(largest: int, ratio: float, piece: int) -> Vector:
+    """Prompt tokens that run together when batches have 1, 2, ... `largest` decode steps, each with `ratio` of them.
+
+    Few steps meet the pieces of a prompt one by one, now and then; many meet more of them in each batch.
+    """
+    return np.clip(np.arange(1, largest + 1) * ratio, piece, max(piece, PREFILL_BUDGET_TOKENS))
+
+
+def batch_rates(steps_s: Sequence[float] | Vector, extra_s: Vector) -> tuple[float, ...]:
+    """Token-layers/s in batches of 1, 2, ... decode steps, which take so long, each step with `extra_s` of prefill.
 
     Never falls: a batch need not be as large as it may be.
     """
@@ -265,19 +275,18 @@ def capacity(rates: Sequence[float], kv_token_layers: Sequence[int], whole_token
     return tuple([rates[batch - 1] for batch in batches.tolist()])
 
 
-def _decode_steps(decode: Sequence[RatePoint]) -> Vector:
-    """Seconds of one layer in batches of 1 to BATCH_MAX decode steps: the curve as `seconds_at` reads it, in one go."""
-    tokens = np.array([point.tokens for point in decode])
-    seconds = np.array([point.seconds for point in decode])
-    batches = np.arange(1, BATCH_MAX + 1)
-    if len(decode) == 1:
-        steps = seconds[0] * batches / tokens[0]
+def _read(curve: Sequence[RatePoint], asked: Vector) -> Vector:
+    """Seconds of one layer for so many tokens each: the curve as `seconds_at` reads it, in one go."""
+    tokens = np.array([point.tokens for point in curve])
+    seconds = np.array([point.seconds for point in curve])
+    if len(curve) == 1:
+        found = seconds[0] * asked / tokens[0]
     else:
-        after = np.clip(np.searchsorted(tokens, batches), 1, len(tokens) - 1)
+        after = np.clip(np.searchsorted(tokens, asked), 1, len(tokens) - 1)
         slopes = np.maximum(0.0, np.diff(seconds) / np.diff(tokens))
-        steps = seconds[after - 1] + slopes[after - 1] * (batches - tokens[after - 1])
-    found: Vector = np.where(batches <= tokens[0], seconds[0], steps)
-    return found
+        found = seconds[after - 1] + slopes[after - 1] * (asked - tokens[after - 1])
+    read: Vector = np.where(asked <= tokens[0], seconds[0], found)
+    return read
 
 
 def _plan_peer(view: PeerView, manifest: Manifest, work: Workload, session_tokens: int) -> PlanPeer:
@@ -285,11 +294,10 @@ def _plan_peer(view: PeerView, manifest: Manifest, work: Workload, session_token
     whole, rest = divmod(work.prompt_tokens, PREFILL_CHUNK_TOKENS)
     prefill_s = whole * seconds_at(capability.prefill, PREFILL_CHUNK_TOKENS)
     prefill_s += seconds_at(capability.prefill, rest) if rest else 0.0
-    # Batches meet prompts piece by piece; short ones cost more for each token.
     piece = min(work.prompt_tokens, PREFILL_CHUNK_TOKENS)
-    piece_s = seconds_at(capability.prefill, piece)
-    extra_s = work.prefill_ratio * piece_s / piece
-    rates = batch_rates(_decode_steps(capability.decode), extra_s)
+    met = met_together(BATCH_MAX, work.prefill_ratio, piece)
+    extra_s = work.prefill_ratio * _read(capability.prefill, met) / met
+    rates = batch_rates(_read(capability.decode, np.arange(1.0, BATCH_MAX + 1)), extra_s)
     spare = np.maximum(0, capability.memory_bytes - np.arange(layers + 1) * manifest.layer_bytes)
     kv = (spare // manifest.kv_bytes).tolist()
     return PlanPeer(
@@ -302,7 +310,7 @@ def _plan_peer(view: PeerView, manifest: Manifest, work: Workload, session_token
         batch_rate=rates,
         decode_s=capability.decode[0].seconds,
         prefill_s=prefill_s,
-        piece_s=piece_s,
+        piece_s=seconds_at(capability.prefill, piece),
         held=view.held,
     )
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
+
+import numpy as np
 
 from helixnet.core.errors import UsageError
 from helixnet.planner.artifact import Artifact
@@ -18,9 +19,11 @@ from helixnet.planner.problem import (
     Spans,
     batch_rates,
     capacity,
+    met_together,
 )
 from helixnet.planner.served import planned_routing
 from helixnet.planner.solve import Budget, place
+from helixnet.sim.compute import Tables
 from helixnet.sim.paper.admission import OFFLINE
 from helixnet.sim.paper.feeder import FillKv, Lengths, lengths_of
 from helixnet.sim.paper.instance import Instance, Profile, flows_of, read_instance
@@ -35,7 +38,7 @@ KV_SHARE = 0.75
 this some find no room at first, and that counts as time to the first token."""
 CLIENTS = 8
 FIRST_GUESS_S = 240.0
-"""Of a request's life, to find out how long it really is."""
+"""Of a request's life in their way, to find out how long it really is."""
 
 
 class Comparison:
@@ -61,7 +64,10 @@ class Comparison:
         return place(self._in_our_mode(), self._seed, budget, THROUGHPUT)
 
     def in_their_way(self, spans: Spans, flows: dict[Edge, float] | None = None) -> Served:
-        """In paper mode, its KV filled as the authors fill it; a max flow where no flows are given."""
+        """In paper mode, its KV filled as the authors fill it; a max flow where no flows are given.
+
+        A short run tells how long requests live, the second lasts as many lives as it should.
+        """
         flows = flows or flows_of(self.instance.problem, spans)
         setup = Setup(self.instance, spans, flows, "iwrr", FillKv(self._lengths), OFFLINE)
 
@@ -80,34 +86,34 @@ class Comparison:
                 events=outcome.events,
             )
 
-        return self._long_enough(run)
+        first = run(FIRST_GUESS_S / 2, FIRST_GUESS_S)
+        life_s = first.ttft_s + self._output_tokens * first.tpot_s
+        return run(life_s, self._lifetimes * life_s)
 
     def in_our_way(self, spans: Spans, serving: Serving | None = None) -> Served:
-        """By our protocol on the real machines of the core, with the flows that we plan for these spans."""
+        """By our protocol on the real machines of the core, with the flows that we plan for these spans.
+
+        Lives are as long as predicted: at less than that rate, the window has fewer of them.
+        """
         problem = self._in_our_mode()
         routing = planned_routing(problem, spans, CapacityModel.EXACT)
-        in_flight = int(KV_SHARE * forecast(problem, spans, routing).sessions)
+        outlook = forecast(problem, spans, routing)
+        in_flight = int(KV_SHARE * outlook.sessions)
         if in_flight < 1:
             raise UsageError(f"Some stage of {self.instance.name} has no KV room for one request in this placement.")
         load = Load(lengths=Recorded(self._lengths), in_flight=in_flight, clients=CLIENTS)
-
-        def run(warm_s: float, seconds: float) -> Served:
-            setup = our_setup(self.instance, spans, routing.edges, load, warm_s + seconds, serving, self._seed)
-            return serve(setup, warm_s)
-
-        return self._long_enough(run)
+        life_s = in_flight * self._output_tokens / outlook.tokens_per_s
+        seconds = (1 + self._lifetimes) * life_s
+        return serve(our_setup(self.instance, spans, routing.edges, load, seconds, serving, self._seed), life_s)
 
     def _in_our_mode(self) -> Problem:
         """Slow links are planned at a part of what they carry."""
         problem = self._artifact.problem(self._name, self._model, LINK_SHARE)
         return in_our_mode(problem, self.instance, self._artifact.constants.AVG_INPUT_LEN)
 
-    def _long_enough(self, run: Callable[[float, float], Served]) -> Served:
-        """A short run tells how long requests live, the second lasts as many lives as it should."""
-        output = sum(tokens for _, tokens in self._lengths) / len(self._lengths)
-        first = run(FIRST_GUESS_S / 2, FIRST_GUESS_S)
-        life_s = first.ttft_s + output * first.tpot_s
-        return run(life_s, self._lifetimes * life_s)
+    @property
+    def _output_tokens(self) -> float:
+        return sum(tokens for _, tokens in self._lengths) / len(self._lengths)
 
 
 def in_our_mode(problem: Problem, instance: Instance, prompt_tokens: int) -> Problem:
@@ -124,10 +130,14 @@ def in_our_mode(problem: Problem, instance: Instance, prompt_tokens: int) -> Pro
 
 def _timed(problem: Problem, peer: PlanPeer, profile: Profile, pieces: float) -> PlanPeer:
     """A machine with rates by its timed batches, each decode step with its share of a prompt."""
-    piece_s = profile.prompt_s[PREFILL_CHUNK_TOKENS]
+    timing = Tables(profile.decode_s, profile.prompt_s)
+    piece_s = timing.prefill_s(PREFILL_CHUNK_TOKENS)
     prefill_s = pieces * piece_s
     largest = min(Serving().decode_batch_max, len(profile.decode_s) - 1)
-    rates = batch_rates(profile.decode_s[1 : largest + 1], prefill_s / problem.output_tokens)
+    ratio = pieces * PREFILL_CHUNK_TOKENS / problem.output_tokens
+    met = met_together(largest, ratio, PREFILL_CHUNK_TOKENS)
+    extra_s = ratio * np.array([timing.prefill_s(round(tokens)) for tokens in met.tolist()]) / met
+    rates = batch_rates(profile.decode_s[1 : largest + 1], extra_s)
     decoded = capacity(rates, peer.kv_token_layers, problem.session_tokens * problem.layers)
     flow = tuple(problem.flow_per_token * rate for rate in decoded)
     return replace(peer, capacity=flow, batch_rate=rates, prefill_s=prefill_s, piece_s=piece_s)

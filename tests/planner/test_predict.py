@@ -36,6 +36,11 @@ def with_kv(problem: Problem, share: float) -> Problem:
     return replace(problem, peers=peers)
 
 
+def in_pieces(problem: Problem, count: float) -> Problem:
+    peers = tuple(replace(peer, piece_s=peer.prefill_s / count) for peer in problem.peers)
+    return replace(problem, peers=peers, chunks=count)
+
+
 def test_the_rate_falls_with_the_kv_room(problem: Problem) -> None:
     found = [outlook(with_kv(problem, share)) for share in (1.0, 0.1, 0.05, 0.02)]
     assert found[-1].kv_limited
@@ -47,15 +52,18 @@ def test_the_rate_falls_with_the_kv_room(problem: Problem) -> None:
 
 
 def test_the_rate_falls_when_hops_slow_down(problem: Problem) -> None:
-    rates, seconds = [], []
+    rates, seconds, first = [], [], []
     for slower_s in (0.0, 0.1, 0.5, 2.0):
         far = replace(problem, link_s=problem.link_s + slower_s, prompt_link_s=problem.prompt_link_s + slower_s)
         rates.append(outlook(far).tokens_per_s)
         seconds.append(outlook(far).tpot_s)
+        first.append(outlook(far).ttft_s)
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] < 0.5 * rates[0]
     # Two spans: from the entry to the exit, and back again.
     assert seconds[-1] == pytest.approx(seconds[0] + 2 * 2.0)
+    # The entry asks the exit for room and hears of it, the prompt goes there, the first token comes back.
+    assert first[-1] == pytest.approx(first[0] + 4 * 2.0)
 
 
 def test_a_token_goes_back_to_where_its_request_came_in(problem: Problem) -> None:
@@ -68,7 +76,7 @@ def test_a_token_goes_back_to_where_its_request_came_in(problem: Problem) -> Non
 
 def test_pieces_of_a_prompt_follow_each_other_through_the_stages(problem: Problem) -> None:
     """Alone, a prompt in one piece takes every stage's whole time; in many, hardly more than the slowest stage's."""
-    whole, pieces = (outlook(replace(problem, chunks=chunks)) for chunks in (1.0, 64.0))
+    whole, pieces = outlook(in_pieces(problem, 1.0)), outlook(in_pieces(problem, 64.0))
     assert pieces.ttft_s == pytest.approx(whole.ttft_s / 2, rel=0.05), "two stages of fifteen layers"
 
 
@@ -92,10 +100,10 @@ def test_a_stage_lets_only_whole_requests_in(problem: Problem) -> None:
 
 def test_the_rate_falls_when_prompts_come_in_fewer_larger_pieces(problem: Problem) -> None:
     slow = replace(problem, prompt_link_s=problem.link_s + 3.0, convoys=True)
-    rates = [outlook(replace(slow, chunks=chunks)).tokens_per_s for chunks in (16.0, 4.0, 2.0, 1.0)]
+    rates = [outlook(in_pieces(slow, chunks)).tokens_per_s for chunks in (16.0, 4.0, 2.0, 1.0)]
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] < 0.7 * rates[0]
-    free = [outlook(replace(slow, chunks=chunks, convoys=False)).tokens_per_s for chunks in (16.0, 1.0)]
+    free = [outlook(in_pieces(replace(slow, convoys=False), chunks)).tokens_per_s for chunks in (16.0, 1.0)]
     assert free[0] == free[1] >= rates[0], "where decode steps overtake prompts, pieces hold nobody up"
 
 

@@ -9,10 +9,10 @@ import pytest
 
 from helixnet.core.types import PeerId
 from helixnet.sim.comparison import Comparison
-from helixnet.sim.side_by_side import Serving, name_of, our_setup, serve
+from helixnet.sim.side_by_side import Served, Serving, name_of, our_setup, serve
 from helixnet.sim.simulation import Load, Setup, Simulation
 from helixnet.sim.workload import Recorded
-from tests.sim.tiny_paper import LENGTHS, SQUARE, STAGES, instance
+from tests.sim.tiny_paper import LENGTHS, SQUARE, STAGES, artifact, instance
 
 SECONDS = 20.0
 
@@ -44,16 +44,16 @@ def test_prompts_in_pieces_change_when_things_happen_not_what_is_said(tmp_path: 
     assert pieces.lost == whole.lost == 0 and pieces.finished > 0 < whole.finished
 
 
-def test_windows_last_as_many_lives_as_asked(tmp_path: Path) -> None:
-    one = instance(tmp_path)
-    comparison = Comparison.__new__(Comparison)
-    comparison.instance, comparison._lengths, comparison._lifetimes, comparison._seed = one, LENGTHS, 3.0, 0
-    asked: list[tuple[float, float]] = []
+def test_windows_last_as_many_lives_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Setup, float]] = []
 
-    def run(warm_s: float, seconds: float) -> object:
-        asked.append((warm_s, seconds))
-        return serve(a_setup(tmp_path), 4.0)
+    def watched(setup: Setup, warm_s: float) -> Served:
+        asked.append((setup, warm_s))
+        return serve(setup, warm_s)
 
-    served = comparison._long_enough(run)  # type: ignore[arg-type]
+    monkeypatch.setattr("helixnet.sim.comparison.serve", watched)
+    served = Comparison(artifact(tmp_path), "square", "tiny", 3.0, 0).in_our_way(STAGES)
+    ((setup, warm_s),) = asked
+    assert setup.seconds == pytest.approx(4 * warm_s) and served.seconds == pytest.approx(3 * warm_s, rel=0.01)
     life_s = served.ttft_s + sum(output for _, output in LENGTHS) / len(LENGTHS) * served.tpot_s
-    assert asked[1] == pytest.approx((life_s, 3.0 * life_s))
+    assert warm_s == pytest.approx(life_s, rel=0.4), "as long as predicted"

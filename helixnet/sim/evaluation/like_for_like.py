@@ -28,6 +28,7 @@ from helixnet.sim.paper.run import Setup, Windows, simulate
 OURS, HELIX = "ours", "helix-milp"
 METHODS = (OURS, HELIX, "petals", "swarm", "separate")
 ROUTERS = ("iwrr", "swarm", "random", "shortest_queue", "min_latency")
+LARGER = "llama70b"
 ONLINE_TOKENS_PER_S: Mapping[tuple[str, str], float] = {
     ("single24", "llama70b"): 700.0,
     ("3cluster24", "llama70b"): 320.0,
@@ -145,10 +146,10 @@ def life_of(outcome: Outcome, lengths: Lengths) -> float:
 
 
 def cells(quick: bool) -> tuple[Cell, ...]:
-    """The whole product; quick: every method by IWRR, and every router with ours and with Helix's placement."""
-    pairs = [(method, router) for method in METHODS for router in ROUTERS]
-    if quick:
-        pairs = [(method, router) for method, router in pairs if router == "iwrr" or method in (OURS, HELIX)]
+    """The whole product for the larger model; for the other one, every method by IWRR.
+
+    Quick: of the larger model, too, other routers only with ours and with Helix's placement.
+    """
     return tuple(
         LikeForLike(
             instance=instance,
@@ -160,7 +161,9 @@ def cells(quick: bool) -> tuple[Cell, ...]:
         )
         for (instance, model), online in ONLINE_TOKENS_PER_S.items()
         for rate in (0.0, online)
-        for method, router in pairs
+        for method in METHODS
+        for router in ROUTERS
+        if router == "iwrr" or (model == LARGER and not (quick and method not in (OURS, HELIX)))
     )
 
 

@@ -1,7 +1,7 @@
 """Cells on several processes, and a file of what has come of them, so that a run that was cut short goes on.
 
 Each line of the file is one cell with its row, kept under a key of everything that determines it: the cell itself, the
-sources that simulate and plan, the data, the libraries that compute. A line of other sources is never used again.
+sources that it rests on, the data, the libraries that compute. A line of other sources is never used again.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from typing import Any
 
 import msgspec
 
-import helixnet
 from helixnet.core.errors import UsageError
 from helixnet.sim.evaluation.cells import Cell, Data, Ended
+from helixnet.sim.evaluation.sources import PACKAGE, closure
 
 Clock = Callable[[], float]
-ROOMS = ("core", "planner", "sim")
-PRESENTATION = ("sim/evaluation/page.py", "sim/evaluation/chapters.py", "sim/evaluation/pictures.py", "sim/plots.py")
-"""Nothing that is simulated depends on these: they may change while rows are kept."""
+Edition = Callable[[Cell], str]
+"""Changes with everything that determines the row of a cell besides the cell."""
 LIBRARIES = ("highspy", "msgspec", "numpy")
 
 
@@ -41,7 +40,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 class Kept:
     """The file of results. Only one process writes it."""
 
-    def __init__(self, path: Path, edition: str) -> None:
+    def __init__(self, path: Path, edition: Edition) -> None:
         self._path, self._edition = path, edition
         self._lines = {line.key: line for line in _lines(path)}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +71,7 @@ class Kept:
         self._lines[line.key] = line
 
     def _key(self, cell: Cell) -> str:
-        return hashlib.sha256(self._edition.encode() + msgspec.json.encode(cell)).hexdigest()[:32]
+        return hashlib.sha256(self._edition(cell).encode() + msgspec.json.encode(cell)).hexdigest()[:32]
 
 
 def run(
@@ -97,15 +96,23 @@ def run(
     return ended
 
 
-def edition(folder: Path | None) -> str:
-    """Changes with everything that determines rows besides cells: our sources, the data, the libraries."""
+def edition(folder: Path | None) -> Edition:
+    """Of cells that are run with the data in this folder, here and now."""
+    known: dict[str, str] = {}
+
+    def of(cell: Cell) -> str:
+        module = type(cell).__module__
+        if module not in known:
+            known[module] = _edition(module, folder)
+        return known[module]
+
+    return of
+
+
+def _edition(module: str, folder: Path | None) -> str:
     digest = hashlib.sha256()
-    package = Path(helixnet.__file__).parent
-    sources = [path for room in ROOMS for path in sorted((package / room).rglob("*.py"))]
-    for path in sources:
-        name = path.relative_to(package).as_posix()
-        if name not in PRESENTATION:
-            _absorb(digest, name, path.read_bytes())
+    for path in closure(module):
+        _absorb(digest, path.relative_to(PACKAGE).as_posix(), path.read_bytes())
     for path in sorted(folder.glob("*.json")) if folder is not None else ():
         _absorb(digest, path.name, path.read_bytes())
     used = [f"{name} {version(name)}" for name in LIBRARIES]

@@ -53,7 +53,7 @@ ROOMY_BYTES = 1 << 40
 """What each peer gets on top of its memory."""
 SESSIONS_MAX = 4_096
 """What stages and entries admit: nobody is to be turned away."""
-CROWD = 1.5
+CROWD = 2.0
 """Requests in flight, as a multiple of what fills the largest batch of every stage that they pass."""
 CHOICES_MIN = 3
 """Places where requests go on to several peers: along a single chain IWRR has nothing to do."""
