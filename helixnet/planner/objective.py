@@ -41,6 +41,11 @@ class Objective:
     floor: float = 0.0
     """The share of the flow that should be left whichever peer leaves, 0 to 1; what is missing costs FLOOR_WEIGHT."""
 
+    @property
+    def is_throughput(self) -> bool:
+        """Whether what the swarm serves counts most."""
+        return self.predicted and self.latency < 1.0 and not self.floor
+
 
 BALANCED = Objective(
     CapacityModel.EXACT, predicted=True, survival=0.25, replicas=0.1, latency=0.2, room=0.01, moves=0.05

@@ -36,6 +36,8 @@ MOVED_MAX = 0.05
 """Share of the spans that a repair moves at most, unless told otherwise."""
 GOALS = (0.5, 1.0, 0.3, 1.2, 0.7)
 """Supply that every layer should have: from the least (0) to the mean (1) of what the layers have."""
+GOALS_LARGE, LARGE_PEERS = GOALS[:2], 200
+"""In larger swarms there is time for fewer."""
 TURNS = 3
 """Moves tried for one goal, as a multiple of the spans that may move: spans already moved may move on."""
 BINDING = 0.98
@@ -196,7 +198,7 @@ class _Repairing:
 
     def _best_filled(self, spans: Spans, most: int, best: Spans, among: Collection[int]) -> Spans:
         """`best` or what moves of these peers lead to from `spans`."""
-        for share in GOALS:
+        for share in GOALS if len(spans) <= LARGE_PEERS else GOALS_LARGE:
             if self._enough(best):
                 break
             best = max(best, self._filled(spans, most, share, among), key=self._flow)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
 from helixnet.core.machine import Effect, Send, Solve, Solved
 from helixnet.core.plan.coordinator import Coordinator, CoordinatorConfig
@@ -111,6 +112,21 @@ def test_an_offer_that_cannot_do_without_a_peer_ends_with_it() -> None:
     tenure.coordinator.lost(B, tenure.now)
     assert not activated(tenure.ready(A))
     assert any(isinstance(effect, Solve) for effect in tenure.tick(CONFIG.quiet_s_max))
+
+
+@pytest.mark.parametrize(("gone", "offered"), [(C, {A, B}), (B, None)])
+def test_who_left_while_it_was_planned_is_left_out_if_the_others_do_without(
+    gone: PeerId, offered: set[PeerId] | None
+) -> None:
+    tenure = Tenure()
+    del tenure.records[gone]
+    effects = tenure.offer(a_placement(a=(0, 3), b=(3, 6), c=(0, 6) if gone == C else (0, 3)))
+    sent = [effect.message for effect in effects if isinstance(effect, Send)]
+    offers = [message.plan for message in sent if isinstance(message, wire.PlanOffer)]
+    assert (offered is None) == (not offers)
+    for plan in offers:
+        assert {assignment.peer for assignment in plan.placement.assignments} <= (offered or set())
+    assert any(isinstance(effect, Solve) for effect in tenure.tick(CONFIG.quiet_s_max)) == (offered is None)
 
 
 def test_after_a_long_solve_the_planner_rests_unless_nothing_serves() -> None:

@@ -10,9 +10,14 @@ from helixnet.core.types import Span
 from helixnet.planner.flow import CapacityModel, max_flow
 from helixnet.planner.predict import forecast
 from helixnet.planner.problem import Problem, Spans, from_snapshot
-from helixnet.planner.served import at_pace, planned_routing, served
+from helixnet.planner.random_swarm import geography
+from helixnet.planner.replan import MOVED_MAX
+from helixnet.planner.served import at_pace, by_room, planned_routing, served, usual_pace
+from helixnet.planner.solve import Budget, place
+from helixnet.planner.starts import starts
 from tests.planner.small_swarms import loopback_swarm
 
+SHORT = Budget(flow_work=20_000_000, flow_work_per_peer=0)
 HALVES: Spans = (Span(0, 15), Span(15, 30), Span(0, 15), Span(15, 30))
 
 
@@ -78,3 +83,48 @@ def test_a_slow_pace_leaves_only_kv_room_and_a_fast_one_only_compute() -> None:
     slow, fast = (max_flow(at_pace(problem, HALVES, pace), HALVES, CapacityModel.EXACT) for pace in (1e-3, 1e6))
     assert slow.tokens_per_s == pytest.approx(12 * 1e-3)
     assert fast.edges == max_flow(problem, HALVES, CapacityModel.EXACT).edges
+
+
+# --- large swarms -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("helixnet.planner.served.CHOICE_PEERS_MAX", 20)
+
+
+def homes(peers: int = 40) -> Problem:
+    """Random homes and data centres, where KV memory is what is short."""
+    return from_snapshot(geography(3, peers, 4, 0.5, "llama-3.1-70b").snapshot())
+
+
+@pytest.mark.usefixtures("small_is_large")
+def test_in_large_swarms_placements_are_found_for_kv_room_too() -> None:
+    problem = homes()
+    placed = place(problem, 0, SHORT)
+    rates = [served(problem, spans, CapacityModel.EXACT)[1].tokens_per_s for spans in (placed, *starts(problem))]
+    assert rates[0] > 1.2 * max(rates[1:])
+    assert planned_routing(problem, placed, CapacityModel.EXACT).tokens_per_s > 0
+
+
+@pytest.mark.usefixtures("small_is_large")
+def test_what_is_held_stays_where_something_new_is_hardly_better() -> None:
+    problem = homes()
+    spans = place(problem, 0, SHORT)
+    holding = replace(
+        problem, peers=tuple(replace(peer, held=span) for peer, span in zip(problem.peers, spans, strict=True))
+    )
+    moved = sum(had != has for had, has in zip(spans, place(holding, 1, SHORT), strict=True))
+    assert moved <= MOVED_MAX * len(spans)
+
+
+def test_nobody_carries_more_than_the_requests_it_has_room_for_at_a_usual_pace() -> None:
+    problem = homes()
+    pace = usual_pace(problem)
+    for plain, peer in zip(problem.peers, by_room(problem).peers, strict=True):
+        for length in range(1, max(peer.layers_max) + 1):
+            requests = peer.kv_token_layers[length] / (length * problem.session_tokens)
+            assert peer.capacity[length] <= plain.capacity[length]
+            assert peer.capacity[length] <= requests * length * pace * problem.flow_per_token * (1 + 1e-9)
+    assert by_room(problem) is by_room(problem)
+    assert pace < 1 / (problem.layers * min(peer.decode_s for peer in problem.peers))

@@ -6,6 +6,7 @@ starts from the plan it follows as a member.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 import msgspec
@@ -17,7 +18,7 @@ from helixnet.core.plan.plan import Placement, Plan, PlanNumber, uncovered
 from helixnet.core.plan.snapshot import Link, PeerView, Snapshot
 from helixnet.core.swarm.election import Candidate, steadiest
 from helixnet.core.swarm.records import PeerRecord, PlanPointer, encode_pointer
-from helixnet.core.types import PeerId, Span
+from helixnet.core.types import PeerId
 from helixnet.core.wire import messages as wire
 
 
@@ -214,15 +215,19 @@ class Coordinator:
         self.problem = outcome.problem
         if outcome.placement is None:
             return [Emit(Event("plan.impossible", {"why": outcome.problem}))]
-        if any(a.peer not in records for a in outcome.placement.assignments):
+        placement = outcome.placement
+        if any(a.peer not in records for a in placement.assignments):
+            # In a large swarm somebody always leaves meanwhile: what is left will do until it is repaired.
             self.news(now)
-            return []
+            placement = _left(placement, records)
+            if uncovered([a.span for a in placement.assignments], self._manifest.layers):
+                return []
         held = {peer: record.held for peer, record in records.items()}
-        verdict = weigh(outcome.current, outcome.placement, held, self._manifest, AdoptionConfig())
+        verdict = weigh(outcome.current, placement, held, self._manifest, AdoptionConfig())
         weighed: dict[str, object] = {"adopt": verdict.adopt, "why": verdict.why, "seconds": outcome.seconds}
         effects: list[Effect] = [Emit(Event("plan.weighed", weighed))]
         if verdict.adopt:
-            return effects + self._make_offer(outcome.placement, records, now)
+            return effects + self._make_offer(placement, records, now)
         if outcome.current is not None and self._outdated(outcome.current):
             return effects + self._make_offer(outcome.current, records, now)
         return effects
@@ -364,10 +369,14 @@ def _still_there(plan: Plan | None, snapshot: Snapshot) -> Placement | None:
     """What is left of a plan's placement; the planner finds out what that is worth. None if it covers too little."""
     if plan is None:
         return None
-    live = {view.peer for view in snapshot.peers}
-    assignments = tuple(a for a in plan.placement.assignments if a.peer in live)
-    spans: list[Span] = [a.span for a in assignments]
-    if uncovered(spans, plan.layers):
-        return None
-    flows = tuple(f for f in plan.placement.flows if {f.source, f.target} <= live | {None})
-    return Placement(assignments=assignments, flows=flows, prediction=plan.placement.prediction)
+    left = _left(plan.placement, {view.peer for view in snapshot.peers})
+    return None if uncovered([a.span for a in left.assignments], plan.layers) else left
+
+
+def _left(placement: Placement, live: Container[PeerId]) -> Placement:
+    """Without what the others held and what flowed through them; the prediction stays."""
+    return Placement(
+        assignments=tuple(a for a in placement.assignments if a.peer in live),
+        flows=tuple(f for f in placement.flows if all(end is None or end in live for end in (f.source, f.target))),
+        prediction=placement.prediction,
+    )
