@@ -40,9 +40,11 @@ def served(problem: Problem, spans: Spans, model: CapacityModel) -> tuple[Routin
     outlook = forecast(problem, spans, quick)
     if not outlook.kv_limited or outlook.tokens_per_s <= 0:
         return quick, outlook
-    paced = max_flow(at_pace(problem, spans, outlook.tokens_per_s / outlook.sessions), spans, model)
-    better = forecast(problem, spans, paced)
-    return (paced, better) if better.tokens_per_s > outlook.tokens_per_s else (quick, outlook)
+    roomy = at_pace(problem, spans, outlook.tokens_per_s / outlook.sessions)
+    paced = max_flow(roomy, spans, model)
+    whole = max_flow(roomy, spans, CapacityModel.PAPER)
+    found = [(quick, outlook), *((each, forecast(problem, spans, each)) for each in (paced, whole))]
+    return max(found, key=lambda pair: _rate(pair[1]))
 
 
 def planned_routing(problem: Problem, spans: Spans, model: CapacityModel) -> Routing:
@@ -60,6 +62,7 @@ def planned_routing(problem: Problem, spans: Spans, model: CapacityModel) -> Rou
         pace = most.tokens_per_s / most.sessions
         paced = [at_pace(problem, spans, pace * factor) for factor in PACES]
         more = [max_flow(each, spans, model, final=final) for final in (True, False) for each in paced]
+        more += [max_flow(each, spans, CapacityModel.PAPER) for each in paced]
         found, outlooks = found + more, outlooks + [forecast(problem, spans, each) for each in more]
     enough = SPREAD_MIN * max(map(_rate, outlooks))
     chosen = next(each for each, outlook in zip(found, outlooks, strict=True) if _rate(outlook) >= enough)

@@ -146,6 +146,8 @@ def place(
         return _in_large(problem, built, rng, int(LARGE_SHARE * allowance.flow_work_for(count)), stopped)
     laying_work = min(allowance.laying_work, allowance.laying_work_per_peer * count)
     built += laid_starts(problem, objective, rng, laying_work, stopped)
+    if objective.is_throughput:
+        built.append(largest_flow(by_room(problem), starts(problem), rng, laying_work, stopped).spans)
     repaired = repaired_start(problem)
     if repaired is not None:
         built.append(repaired)

@@ -28,7 +28,7 @@ MODEL = "llama-3.1-70b"
 PEERS, REGIONS = (10, 24), (1, 3)
 HOMES = (0.0, 0.5, 0.8)
 PROMPT, OUTPUT = (64, 512), (64, 256)
-BUDGET = Budget(work=4_000, work_per_peer=0, laying_work=4_000_000)
+BUDGET = Budget(work=20_000, work_per_peer=0, laying_work=20_000_000)
 DRAWS_MAX = 100
 ALONE = 100
 """Requests one after the other, so that rare ways are among them."""

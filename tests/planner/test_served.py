@@ -17,7 +17,7 @@ from helixnet.planner.solve import Budget, place
 from helixnet.planner.starts import starts
 from tests.planner.small_swarms import loopback_swarm
 
-SHORT = Budget(flow_work=20_000_000, flow_work_per_peer=0)
+SHORT = Budget(work=200, work_per_peer=0, flow_work=80_000_000, flow_work_per_peer=0, laying_work=10_000_000)
 HALVES: Spans = (Span(0, 15), Span(15, 30), Span(0, 15), Span(15, 30))
 
 
@@ -98,8 +98,9 @@ def homes(peers: int = 40) -> Problem:
     return from_snapshot(geography(3, peers, 4, 0.5, "llama-3.1-70b").snapshot())
 
 
-@pytest.mark.usefixtures("small_is_large")
-def test_in_large_swarms_placements_are_found_for_kv_room_too() -> None:
+@pytest.mark.parametrize("large_from", [20, 200])
+def test_placements_are_found_for_kv_room_too(large_from: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("helixnet.planner.served.CHOICE_PEERS_MAX", large_from)
     problem = homes()
     placed = place(problem, 0, SHORT)
     rates = [served(problem, spans, CapacityModel.EXACT)[1].tokens_per_s for spans in (placed, *starts(problem))]

@@ -46,7 +46,7 @@ MODEL = "llama-3.1-70b"
 PEERS, REGIONS = (8, 16), (1, 3)
 HOMES = (0.0, 0.5, 0.8)
 PROMPT, OUTPUT = (16, 64), (32, 64)
-BUDGET = Budget(work=4_000, work_per_peer=0, laying_work=4_000_000)
+BUDGET = Budget(work=20_000, work_per_peer=0, laying_work=20_000_000)
 NEAR = Link(0.001, 1e9)
 """Clients sit beside the peers: what is checked is the swarm."""
 ROOMY_BYTES = 1 << 40
