@@ -44,14 +44,14 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     work: int = 60_000
     """Of the search, at least; a unit is about 8 microseconds."""
     work_per_peer: int = 10_000
-    work_max: int = 300_000
+    work_max: int = 100_000
     milp_nodes: int = 20_000
     """Of the exact solver's tree, for swarms small enough for it; 0 leaves it out."""
     flow_work: int = 600_000_000
     """Of the search for flow alone, in array cells, at least; about 25 million take a second."""
     flow_work_per_peer: int = 10_000_000
     flow_work_max: int = 1_050_000_000
-    laying_work: int = 100_000_000
+    laying_work: int = 50_000_000
     """Of laying placements that the search for everything else begins with, in the same unit, at most."""
     laying_work_per_peer: int = 3_000_000
 
