@@ -24,6 +24,7 @@ from helixnet.planner.fastflow import paper_max_flow, paper_routing
 from helixnet.planner.flow import CapacityModel, edge_count, max_flow
 from helixnet.planner.migration import Step, steps
 from helixnet.planner.problem import Problem, SpanOrNone, Spans
+from helixnet.planner.served import is_large
 from helixnet.planner.starts import longest_from
 from helixnet.planner.windows import Windows
 
@@ -36,8 +37,8 @@ MOVED_MAX = 0.05
 """Share of the spans that a repair moves at most, unless told otherwise."""
 GOALS = (0.5, 1.0, 0.3, 1.2, 0.7)
 """Supply that every layer should have: from the least (0) to the mean (1) of what the layers have."""
-GOALS_LARGE, LARGE_PEERS = GOALS[:2], 200
-"""In larger swarms there is time for fewer."""
+GOALS_LARGE = GOALS[:2]
+"""In large swarms there is time for fewer."""
 TURNS = 3
 """Moves tried for one goal, as a multiple of the spans that may move: spans already moved may move on."""
 BINDING = 0.98
@@ -198,7 +199,7 @@ class _Repairing:
 
     def _best_filled(self, spans: Spans, most: int, best: Spans, among: Collection[int]) -> Spans:
         """`best` or what moves of these peers lead to from `spans`."""
-        for share in GOALS if len(spans) <= LARGE_PEERS else GOALS_LARGE:
+        for share in GOALS_LARGE if is_large(self.problem) else GOALS:
             if self._enough(best):
                 break
             best = max(best, self._filled(spans, most, share, among), key=self._flow)
