@@ -22,6 +22,17 @@ def enter() -> None:
     sys.path[:0] = [str(folder) for folder in PACKAGES]
 
 
+def progress(text: str) -> None:
+    """To stderr, so that stdout is the tables alone."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def default_artifact() -> str | None:
+    """HELIXNET_ARTIFACT, or ../shared/helix beside the checkout if it exists."""
+    folder = ROOT.parent / "shared" / "helix"
+    return os.environ.get("HELIXNET_ARTIFACT") or (str(folder) if folder.is_dir() else None)
+
+
 def machine() -> str:
     """Processor, cores, system and Python, as figures are quoted with them."""
     name = platform.processor() or platform.machine()

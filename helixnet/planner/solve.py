@@ -143,11 +143,12 @@ def place(
         exact = _exactly(problem, allowance)
         return exact or _largest(problem, built, rng, allowance.flow_work_for(count), stopped)
     if is_large(problem) and objective.is_throughput:
-        return _in_large(problem, built, rng, int(LARGE_SHARE * allowance.flow_work_for(count)), stopped)
+        return _place_large(problem, built, rng, int(LARGE_SHARE * allowance.flow_work_for(count)), stopped)
     laying_work = min(allowance.laying_work, allowance.laying_work_per_peer * count)
+    constructed = list(built)
     built += laid_starts(problem, objective, rng, laying_work, stopped)
     if objective.is_throughput:
-        built.append(largest_flow(by_room(problem), starts(problem), rng, laying_work, stopped).spans)
+        built.append(largest_flow(by_room(problem), constructed, rng, laying_work, stopped).spans)
     repaired = repaired_start(problem)
     if repaired is not None:
         built.append(repaired)
@@ -201,7 +202,7 @@ def _mended(
     return repaired or place(problem, seed, budget, objective, cancelled)
 
 
-def _in_large(problem: Problem, built: list[Spans], rng: random.Random, work: int, stopped: Cancelled) -> Spans:
+def _place_large(problem: Problem, built: list[Spans], rng: random.Random, work: int, stopped: Cancelled) -> Spans:
     """The spans with the largest flow of compute and KV room found, or what is held, repaired, if about as good.
 
     What else an objective weighs is left to chance where looking at one placement takes seconds.

@@ -88,12 +88,13 @@ def draw_sweep(reports: Sequence[Report], folder: Path) -> list[str]:
     return [save("sweep", sweep, reports, folder)]
 
 
-def save(name: str, figure: Callable[[Any], Figure], shown: object, folder: Path) -> str:
-    """Draw what is shown and write it, as SVG and PNG. Returns the name of the SVG file."""
+def save(name: str, figure: Callable[[Any], Figure], shown: object, folder: Path, png: bool = True) -> str:
+    """Draw what is shown and write it, as SVG and, unless told otherwise, PNG. Returns the name of the SVG file."""
     with matplotlib.style.context(["default", STYLE]):
         drawn = figure(shown)
         FigureCanvasAgg(drawn)
-        drawn.savefig(folder / f"{name}.png", dpi=DPI, metadata={"Software": None})
+        if png:
+            drawn.savefig(folder / f"{name}.png", dpi=DPI, metadata={"Software": None})
         drawn.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
     return f"{name}.svg"
 

@@ -12,32 +12,25 @@ from helixnet.core.plan.plan import Placement
 from helixnet.core.presets import LAN
 from helixnet.planner.flow import CapacityModel
 from helixnet.planner.predict import forecast
-from helixnet.planner.problem import Problem, Workload, from_snapshot
-from helixnet.planner.random_swarm import Geography, geography
+from helixnet.planner.problem import Workload
 from helixnet.planner.served import planned_routing
-from helixnet.planner.solve import Budget, place, to_placement
+from helixnet.planner.solve import place, to_placement
+from helixnet.sim.random_clusters import BUDGET, DRAWS_MAX, MODEL, NEAR, Drawn, Ranges, clusters
 from helixnet.sim.scenarios import PATIENT
 from helixnet.sim.side_by_side import Served, serve
 from helixnet.sim.simulation import Load, Setup
 from helixnet.sim.solving import always
 from helixnet.sim.swarm import SimConfig
 from helixnet.sim.workload import Fixed
-from helixnet.sim.world import Link, World, world_in
+from helixnet.sim.world import World, world_in
 
-MODEL = "llama-3.1-70b"
-PEERS, REGIONS = (10, 24), (1, 3)
-HOMES = (0.0, 0.5, 0.8)
-PROMPT, OUTPUT = (64, 512), (64, 256)
-BUDGET = Budget(work=20_000, work_per_peer=0, laying_work=20_000_000)
-DRAWS_MAX = 100
+RANGES = Ranges(peers=(10, 24), prompt_tokens=(64, 512), output_tokens=(64, 256))
 ALONE = 100
 """Requests one after the other, so that rare ways are among them."""
 LIVES = 4.0
 """Of a request, in the saturated window."""
 CROWD, IN_FLIGHT_MAX = 1.1, 1_500
 """Requests in flight, as a multiple of those that KV has room for; but no more than this."""
-NEAR = Link(0.001, 1e9)
-"""Clients sit beside the peers: what is checked is the swarm."""
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,7 +58,8 @@ def check(seed: int) -> Check:
     Raises:
         UsageError: none of many has room for the model.
     """
-    land, workload, problem = _drawn(seed)
+    drawn = _drawn(seed)
+    land, workload, problem = drawn.land, drawn.workload, drawn.problem
     spans = place(problem, seed, BUDGET)
     placement = to_placement(problem, spans, CapacityModel.EXACT)
     sessions = forecast(problem, spans, planned_routing(problem, spans, CapacityModel.EXACT)).sessions
@@ -87,16 +81,13 @@ def check(seed: int) -> Check:
     )
 
 
-def _drawn(seed: int) -> tuple[Geography, Workload, Problem]:
+def _drawn(seed: int) -> Drawn:
     """The first of the clusters drawn that has room for the model."""
-    rng = random.Random(f"prediction {seed}")
-    for draw in range(DRAWS_MAX):
-        land = geography(seed + (draw << 16), rng.randint(*PEERS), rng.randint(*REGIONS), rng.choice(HOMES), MODEL)
-        workload = Workload(prompt_tokens=rng.randint(*PROMPT), output_tokens=rng.randint(*OUTPUT))
-        problem = from_snapshot(land.snapshot(), workload)
-        if problem.has_room():
-            return land, workload, problem
-    raise UsageError(f"None of {DRAWS_MAX} clusters has room for {MODEL}.")
+    seeds = (seed + (draw << 16) for draw in range(DRAWS_MAX))
+    drawn = next(clusters(random.Random(f"prediction {seed}"), seeds, RANGES), None)
+    if drawn is None:
+        raise UsageError(f"None of {DRAWS_MAX} clusters has room for {MODEL}.")
+    return drawn
 
 
 def _run(world: World, placement: Placement, workload: Workload, in_flight: int, seconds: float, seed: int) -> Served:

@@ -15,9 +15,9 @@ KINDS_SHOWN = 5
 
 
 def draw_scaling(sizes: Sequence[Scaled], folder: Path) -> list[str]:
-    """`growth` and `goodput` into `folder`, as SVG and PNG. Returns the names of the SVG files."""
+    """`growth` and `goodput` into `folder`, as SVG. Returns the names of the files."""
     figures = {"growth": growth, "goodput": goodput}
-    return [save(name, figure, sizes, folder) for name, figure in figures.items()]
+    return [save(name, figure, sizes, folder, png=False) for name, figure in figures.items()]
 
 
 def growth(sizes: Sequence[Scaled]) -> Figure:

@@ -26,10 +26,11 @@ from helixnet.core.types import PeerId
 from helixnet.planner.flow import CapacityModel, Routing
 from helixnet.planner.predict import forecast
 from helixnet.planner.problem import BATCH_MAX, LINK_SHARE, Workload, from_snapshot
-from helixnet.planner.random_swarm import Geography, geography
+from helixnet.planner.random_swarm import Geography
 from helixnet.planner.served import planned_routing
-from helixnet.planner.solve import Budget, place, to_placement
+from helixnet.planner.solve import place, to_placement
 from helixnet.sim.evaluation.cells import Cell, Data, Ended, Row, Target
+from helixnet.sim.random_clusters import BUDGET, DRAWS_MAX, MODEL, NEAR, Ranges, clusters
 from helixnet.sim.scenarios import PATIENT
 from helixnet.sim.simulation import Load, Setup, Simulation
 from helixnet.sim.solving import always
@@ -42,13 +43,7 @@ FLOW_SHARE = 0.9
 WITHIN = 0.05
 """Of each peer's share of the work."""
 CLUSTERS, QUICK_CLUSTERS = 8, 2
-MODEL = "llama-3.1-70b"
-PEERS, REGIONS = (8, 16), (1, 3)
-HOMES = (0.0, 0.5, 0.8)
-PROMPT, OUTPUT = (16, 64), (32, 64)
-BUDGET = Budget(work=20_000, work_per_peer=0, laying_work=20_000_000)
-NEAR = Link(0.001, 1e9)
-"""Clients sit beside the peers: what is checked is the swarm."""
+RANGES = Ranges(peers=(8, 16), prompt_tokens=(16, 64), output_tokens=(32, 64))
 ROOMY_BYTES = 1 << 40
 """What each peer gets on top of its memory."""
 SESSIONS_MAX = 4_096
@@ -57,7 +52,6 @@ CROWD = 2.0
 """Requests in flight, as a multiple of what fills the largest batch of every stage that they pass."""
 CHOICES_MIN = 3
 """Places where requests go on to several peers: along a single chain IWRR has nothing to do."""
-DRAWS_MAX = 100
 REQUESTS = 2_000
 """In the window, as planned: a peer with a hundredth of them can still be told from its share."""
 WARM_LIVES, LIVES = 3.0, 2.0
@@ -125,14 +119,10 @@ def planned(seed: int) -> Planned:
         UsageError: there is none.
     """
     rng = random.Random(f"shares {seed}")
-    for _ in range(DRAWS_MAX):
-        drawn = rng.randrange(1 << 30)
-        land = geography(drawn, rng.randint(*PEERS), rng.randint(*REGIONS), rng.choice(HOMES), MODEL)
-        workload = Workload(prompt_tokens=rng.randint(*PROMPT), output_tokens=rng.randint(*OUTPUT))
-        problem = from_snapshot(land.snapshot(), workload)
-        if not problem.has_room():
-            continue
-        spans = place(problem, seed, BUDGET)
+    seeds = (rng.randrange(1 << 30) for _ in range(DRAWS_MAX))
+    for drawn in clusters(rng, seeds, RANGES):
+        land, workload = drawn.land, drawn.workload
+        spans = place(drawn.problem, seed, BUDGET)
         roomy = replace(land, capabilities={peer: _roomy(one) for peer, one in land.capabilities.items()})
         problem = replace(from_snapshot(roomy.snapshot(), workload), sessions_max=SESSIONS_MAX)
         routing = planned_routing(problem, spans, CapacityModel.EXACT)
