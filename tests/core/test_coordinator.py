@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import pairwise
+
 import msgspec
 import pytest
 
@@ -55,6 +58,11 @@ class Tenure:
         while not any(isinstance(effect, Solve) for effect in effects):
             effects = self.tick(1.0)
         return self.coordinator.solved(Solved(placement, None, "", seconds), self.records, self.now)
+
+    def reminded(self, peer: PeerId, after_s: Iterable[float]) -> list[float]:
+        """When, of these times of its heartbeats, it is offered the plan again."""
+        times = [self.now + seconds for seconds in after_s]
+        return [at for at in times if self.coordinator.remind(self.records[peer], at)]
 
     def ready(self, peer: PeerId, epoch: int = 1) -> list[Effect]:
         return self.coordinator.ready(peer, wire.PlanReady(term=1, epoch=epoch), self.records, self.now)
@@ -145,10 +153,10 @@ def test_a_member_that_does_not_take_up_the_plan_is_offered_it_again_but_not_at_
     tenure.offer(a_placement(a=(0, 3), b=(3, 6)))
     tenure.ready(A)
     tenure.ready(B)
-    behind = tenure.records[C]
-    assert tenure.coordinator.remind(behind, tenure.now)
-    assert tenure.coordinator.remind(behind, tenure.now + CONFIG.remind_s / 2) == []
-    assert tenure.coordinator.remind(behind, tenure.now + CONFIG.remind_s)
+    reminded = tenure.reminded(C, range(1, 300))
+    pauses = [later - earlier for earlier, later in pairwise([tenure.now, *reminded])]
+    assert pauses[:4] == [CONFIG.remind_s * 2**n for n in range(4)], "the plan may still be on its way"
+    assert pauses[4:] and set(pauses[4:]) == {CONFIG.remind_s_max}
 
 
 def offered(effects: list[Effect]) -> dict[PeerId, bool]:
@@ -166,6 +174,30 @@ def test_only_deputies_are_told_whole_plans_the_others_their_own_part() -> None:
     sent = [effect.message for effect in effects if isinstance(effect, Send) and effect.to == A]
     (part,) = [message.plan for message in sent if isinstance(message, wire.PlanOffer)]
     assert part.span_of(A) == Span(0, 3) and part.span_of(C) is None and not part.placement.flows
+
+
+def test_those_who_started_together_do_not_take_turns_as_deputies() -> None:
+    tenure = Tenure(msgspec.structs.replace(CONFIG, deputies=1))
+    tenure.records[C] = msgspec.structs.replace(tenure.records[C], uptime_s=3_600.0)
+    tenure.offer(a_placement(a=(0, 3), b=(3, 6)))
+    tenure.ready(A)
+    tenure.ready(B)
+    # Its record is newer: no more than that.
+    tenure.records[B] = msgspec.structs.replace(
+        tenure.records[B], uptime_s=4_500.0, plan=(1, 1), plan_active=True, plan_whole=False
+    )
+    tenure.tick(CONFIG.remind_s)
+    assert tenure.coordinator.remind(tenure.records[B], tenure.now) == []
+
+
+def test_who_came_after_an_offer_is_told_at_once() -> None:
+    tenure = Tenure()
+    late = tenure.records.pop(C)
+    tenure.offer(a_placement(a=(0, 3), b=(3, 6)))
+    tenure.records[C] = late
+    tenure.ready(A)
+    tenure.ready(B)
+    assert tenure.coordinator.remind(late, tenure.now)
 
 
 def test_a_new_deputy_is_told_the_rest_of_the_plan() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 
 from helixnet.core.swarm.directory import (
-    CHALLENGE,
     FOLLOWER_PAUSES,
     LOOK_PATIENCE_S,
     RESIDENT_PAUSES,
@@ -16,7 +15,7 @@ from helixnet.core.swarm.directory import (
     shard_key,
     shard_of,
 )
-from helixnet.core.swarm.election import Candidate
+from helixnet.core.swarm.election import CHALLENGE, Candidate
 from helixnet.core.swarm.records import LINKS_MAX, RECORDS_PER_KEY_MAX
 from helixnet.core.types import PeerId
 

@@ -6,7 +6,7 @@ starts from the plan it follows as a member.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -16,7 +16,7 @@ from helixnet.core.model import Manifest
 from helixnet.core.plan.adoption import AdoptionConfig, weigh
 from helixnet.core.plan.plan import Placement, Plan, PlanNumber, uncovered
 from helixnet.core.plan.snapshot import Link, PeerView, Snapshot
-from helixnet.core.swarm.election import Candidate, steadiest
+from helixnet.core.swarm.election import CHALLENGE, Candidate, steadiest
 from helixnet.core.swarm.records import PeerRecord, PlanPointer, encode_pointer
 from helixnet.core.types import PeerId
 from helixnet.core.wire import messages as wire
@@ -36,7 +36,9 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     offer_s: float = 120.0
     """An offered plan that is not carried by then is given up."""
     remind_s: float = 5.0
-    """A member that does not take up the plan is offered it again after this."""
+    """A member that does not take up the plan is offered it again after this ..."""
+    remind_s_max: float = 60.0
+    """... and then after twice as long each time, up to this: whole plans of large swarms are long under way."""
     unfit_s: float = 60.0
     """A peer that could not load its span is left out of plans for this long."""
     rest: float = 4.0
@@ -52,6 +54,15 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Taken for links that nobody has measured yet ..."""
     default_bandwidth: float = 100e6
     """... in bytes/s; presets for longer ways say more."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a member was told last, and when it is told again if it still reports something else."""
+
+    number: PlanNumber
+    again_at: float
+    pause_s: float
 
 
 @dataclass(slots=True)
@@ -97,14 +108,13 @@ class Coordinator:
         self._unfit: dict[PeerId, float] = {}
         self._deputies: frozenset[PeerId] = frozenset()
         self._deputies_at = 0.0
-        self._reminded: dict[PeerId, tuple[PlanNumber, float]] = {}
-        """Who was offered which plan again, and when last."""
+        self._told: dict[PeerId, _Told] = {}
 
     def begin(self, term: int, followed: Plan | None, now: float) -> list[Effect]:
         """We were elected: take over from the plan we followed."""
         self.term, self._epoch, self._current = term, 0, followed
         self._offer, self._solving_since, self._unfit, self.problem = None, None, {}, ""
-        self._reminded, self._deputies, self._deputies_at = {}, frozenset(), now
+        self._told, self._deputies, self._deputies_at = {}, frozenset(), now
         self._solve_at = self._pointer_at = NEVER
         self._news_since, self._news_at = now, now
         return []
@@ -174,7 +184,7 @@ class Coordinator:
         if not repair:
             self._solve_at = now + self._config.resolve_s
         self._unfit = {peer: until for peer, until in self._unfit.items() if until > now}
-        self._reminded = {peer: when for peer, when in self._reminded.items() if peer in records}
+        self._told = {peer: told for peer, told in self._told.items() if peer in records}
         snapshot = self.snapshot(records)
         self._solving_since = now
         current = _still_there(self._current, snapshot)
@@ -260,13 +270,22 @@ class Coordinator:
         )
         self._offer = _Offer(plan, now, {a.peer for a in placement.assignments})
         self._choose_deputies(records, now)
+        self._note_told(records, plan.number, now)
         return [self._offer_to(peer, plan) for peer in sorted(records)]
 
     def _choose_deputies(self, records: dict[PeerId, PeerRecord], now: float) -> None:
-        """Those of highest rank: they claim the lease first when ours ends."""
+        """Those of highest rank: they claim the lease first when ours ends. Who is one is told whole plans already."""
         self._deputies_at = now + self._config.remind_s
-        others = (Candidate(peer, record.uptime_s) for peer, record in records.items() if peer != self.me)
+        others = (
+            Candidate(peer, record.uptime_s * (CHALLENGE if peer in self._deputies else 1.0))
+            for peer, record in records.items()
+            if peer != self.me
+        )
         self._deputies = frozenset(steadiest(others, self._config.deputies))
+
+    def _note_told(self, peers: Iterable[PeerId], number: PlanNumber, now: float) -> None:
+        pause = self._config.remind_s
+        self._told = {peer: _Told(number, now + pause, pause) for peer in peers}
 
     def _offer_to(self, peer: PeerId, plan: Plan) -> Effect:
         knows_all = peer == self.me or peer in self._deputies
@@ -317,6 +336,7 @@ class Coordinator:
         self._current = plan
         message = wire.PlanActive(term=plan.term, epoch=plan.epoch)
         active: dict[str, object] = {"term": plan.term, "epoch": plan.epoch, "peers": len(plan.placement.assignments)}
+        self._note_told(self._told, plan.number, now)
         told = [Send(peer, message) for peer in sorted(records)]
         return [*told, Emit(Event("plan.active", active)), *self._publish(records, now)]
 
@@ -332,10 +352,12 @@ class Coordinator:
         lacks = record.peer in self._deputies and not record.plan_whole
         if followed > newest.number or (followed == newest.number and record.plan_active == is_active and not lacks):
             return []
-        number, at = self._reminded.get(record.peer, (newest.number, -NEVER))
-        if number == newest.number and now < at + self._config.remind_s:
-            return []
-        self._reminded[record.peer] = newest.number, now
+        told, pause = self._told.get(record.peer), self._config.remind_s
+        if told is not None and told.number == newest.number:
+            if now < told.again_at:
+                return []
+            pause = min(2 * told.pause_s, self._config.remind_s_max)
+        self._told[record.peer] = _Told(newest.number, now + pause, pause)
         effects: list[Effect] = [self._offer_to(record.peer, newest)]
         if is_active:
             effects.append(Send(record.peer, wire.PlanActive(term=newest.term, epoch=newest.epoch)))

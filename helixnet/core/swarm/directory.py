@@ -10,7 +10,7 @@ import hashlib
 import math
 
 from helixnet.core.plan.plan import PEERS_MAX
-from helixnet.core.swarm.election import Candidate, place
+from helixnet.core.swarm.election import CHALLENGE, Candidate, place
 from helixnet.core.swarm.records import LINKS_MAX, RECORDS_PER_KEY_MAX
 from helixnet.core.types import PeerId
 
@@ -21,8 +21,6 @@ RESIDENT_PAUSES = 3
 """... and who is in it so often, to see whether it still belongs there."""
 LOOK_PATIENCE_S = 30.0
 """A directory that does not answer keeps nobody from claiming a lease for longer."""
-CHALLENGE = 2.0
-"""Whoever wants a place in the front must have been up so many times as long as the one who has it."""
 SHARD_PAUSES = 3
 """A coordinator reads one shard, in rotation, in the time of so many looks at the front; so does who knows too few
 neighbours to measure its links to."""

@@ -20,6 +20,9 @@ from helixnet.core.machine import NEVER, Effect, Emit, Event, Send
 from helixnet.core.types import PeerId
 from helixnet.core.wire.messages import Lease, Resign
 
+CHALLENGE = 2.0
+"""Whoever wants the place of another, in the front or as a deputy, must have been up so many times as long: records are
+old, and those who started together would take turns otherwise."""
 STAGGER_SPREAD = 64
 """Those who are in nobody's list claim in one of so many turns, so that one is heard before most others."""
 
