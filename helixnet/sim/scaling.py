@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Executor
 
 import msgspec
 
@@ -60,9 +61,9 @@ class Scaled(msgspec.Struct, frozen=True, kw_only=True):
         return not self.lost and not self.tokens_wrong
 
 
-def of_size(peers: int, seconds: float, seed: int) -> Setup:
-    """The scenario at one size."""
-    return SCENARIOS[SCENARIO].build(Options(seed=seed, peers=peers, seconds=seconds))
+def of_size(peers: int, seconds: float, seed: int, workers: Executor | None = None) -> Setup:
+    """The scenario at one size; `workers` plan beside the simulation, if there are any."""
+    return SCENARIOS[SCENARIO].build(Options(seed=seed, peers=peers, seconds=seconds, workers=workers))
 
 
 def scaled(setup: Setup, progress: Callable[[float], None] | None = None) -> Scaled:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
 from helixnet.core.plan.snapshot import PeerView, Snapshot
@@ -47,6 +48,8 @@ class Options:
     seconds: float | None = None
     per_s: float | None = None
     in_flight: int | None = None
+    workers: Executor | None = None
+    """What plans, beside the simulation; None: it plans in line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,5 +142,5 @@ def _setup(world: World, preset: Preset, load: Load, workload: Workload, options
         seed=options.seed,
         config=SimConfig(peer=preset.peer, read_s=preset.read_s, tick_s_max=1.0 if large else 0.25),
         request=PATIENT if load.in_flight else RequestConfig(),
-        solving=planner(workload),
+        solving=planner(workload, workers=options.workers),
     )

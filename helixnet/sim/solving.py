@@ -1,6 +1,9 @@
-"""The planner as the simulated coordinator's worker: the real one, inline, its seconds modelled; and simpler ones."""
+"""The planner as the simulated coordinator's worker: the real one, its seconds modelled; and simpler ones."""
 
 from __future__ import annotations
+
+from concurrent.futures import Executor
+from functools import partial
 
 import msgspec
 
@@ -12,7 +15,7 @@ from helixnet.planner.objective import BALANCED, Objective
 from helixnet.planner.problem import Workload, from_snapshot, require_room
 from helixnet.planner.solve import MEND_PEERS_MIN, Budget, answer, evaluate, to_placement
 from helixnet.planner.starts import starts
-from helixnet.sim.swarm import Solving
+from helixnet.sim.swarm import Answer, Solving
 
 SOLVE_S, SOLVE_PEER_S, SOLVE_S_MAX = 1.0, 0.1, 30.0
 REPAIR_S, REPAIR_PEER_S = 0.5, 0.006
@@ -20,12 +23,26 @@ REPAIR_S, REPAIR_PEER_S = 0.5, 0.006
 FIRST_FIT_S, FIXED_S = 0.05, 0.1
 
 
-def planner(workload: Workload, objective: Objective = BALANCED, budget: Budget | None = None) -> Solving:
-    """The real planner, as the daemon's worker process calls it."""
+def planner(
+    workload: Workload,
+    objective: Objective = BALANCED,
+    budget: Budget | None = None,
+    workers: Executor | None = None,
+) -> Solving:
+    """The real planner, as the daemon's worker process calls it: on `workers`, beside the simulation, or in line.
 
-    def solving(effect: Solve) -> tuple[Solved, float]:
+    Either way it says the same.
+    """
+
+    def solving(effect: Solve) -> tuple[Answer, float]:
         seconds = _seconds(len(effect.snapshot.peers), effect.repair)
-        return msgspec.structs.replace(answer(effect, budget, objective, workload), seconds=seconds), seconds
+        ahead = workers.submit(answer, effect, budget, objective, workload) if workers is not None else None
+
+        def solved() -> Solved:
+            found = answer(effect, budget, objective, workload) if ahead is None else ahead.result()
+            return msgspec.structs.replace(found, seconds=seconds)
+
+        return solved, seconds
 
     return solving
 
@@ -39,28 +56,28 @@ def _seconds(peers: int, repair: bool) -> float:
 def first_fit(workload: Workload) -> Solving:
     """Only the planner's first constructive start: for thousands of small swarms that test the protocol, not plans."""
 
-    def solving(effect: Solve) -> tuple[Solved, float]:
+    def solved(effect: Solve) -> Solved:
         problem = from_snapshot(effect.snapshot, workload)
         try:
             require_room(problem)
         except HelixError as error:
-            return Solved(None, None, str(error), FIRST_FIT_S), FIRST_FIT_S
+            return Solved(None, None, str(error), FIRST_FIT_S)
         placement = to_placement(problem, starts(problem)[0], CapacityModel.EXACT)
         current = None
         if effect.current is not None:
             current = evaluate(effect.snapshot, effect.current.assignments, CapacityModel.EXACT, workload)
-        return Solved(placement, current, "", FIRST_FIT_S), FIRST_FIT_S
+        return Solved(placement, current, "", FIRST_FIT_S)
 
-    return solving
+    return lambda effect: (partial(solved, effect), FIRST_FIT_S)
 
 
 def always(placement: Placement) -> Solving:
     """A planner with one idea: it waits until everybody of it is there."""
 
-    def solving(effect: Solve) -> tuple[Solved, float]:
+    def solved(effect: Solve) -> Solved:
         here = {view.peer for view in effect.snapshot.peers}
         if any(assignment.peer not in here for assignment in placement.assignments):
-            return Solved(None, None, "not everybody is there yet"), FIXED_S
-        return Solved(placement, effect.current, "", FIXED_S), FIXED_S
+            return Solved(None, None, "not everybody is there yet")
+        return Solved(placement, effect.current, "", FIXED_S)
 
-    return solving
+    return lambda effect: (partial(solved, effect), FIXED_S)

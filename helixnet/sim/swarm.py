@@ -94,8 +94,10 @@ class SimPeer:
         return self.clock_offset_s + now * self.clock_rate
 
 
-Solving = Callable[[Solve], tuple[Solved, float]]
-"""What the planner says, and how long it takes."""
+Answer = Callable[[], Solved]
+"""What the planner says. Asked for when it is due; who plans meanwhile on another core has it then."""
+Solving = Callable[[Solve], tuple[Answer, float]]
+"""A question to the planner, and how long its answer takes."""
 Delivered = Callable[[PeerId, PeerId, wire.Message | Outcome], None]
 Heard = Callable[[float, PeerId, Event], None]
 
@@ -274,10 +276,14 @@ class Swarm:
             case Publish():
                 self.engine.after(DIRECTORY_S, self._publish, me, effect)
             case Solve():
-                solved, seconds = self._solve(self._truly(effect))
-                self.engine.after(seconds, self._came, me, me, solved)
+                answer, seconds = self._solve(self._truly(effect))
+                self.engine.after(seconds, self._answered, me, answer)
             case LoadSpan() | DropLayers():
                 self._move(me, effect)
+
+    def _answered(self, me: PeerId, answer: Answer) -> None:
+        if me in self.peers:
+            self._came(me, me, answer())
 
     def _truly(self, effect: Solve) -> Solve:
         """The question with the model's real rows, which the planner charges links for."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from helixnet.core.machine import Event, Solve, Solved
@@ -11,7 +13,7 @@ from helixnet.core.types import PeerId
 from helixnet.planner.cluster import manifest_of
 from helixnet.planner.cluster_file import ModelEntry
 from helixnet.sim.engine import Engine
-from helixnet.sim.swarm import SimConfig, Swarm
+from helixnet.sim.swarm import Answer, SimConfig, Swarm
 from helixnet.sim.world import Link, World
 
 PEERS, SECONDS = 150, 40.0
@@ -50,8 +52,8 @@ class ColdStart:
             self.claims.append((now, peer))
 
 
-def _never(effect: Solve) -> tuple[Solved, float]:
-    return Solved(None, None, "nobody asked for a plan"), 1e9
+def _never(effect: Solve) -> tuple[Answer, float]:
+    return partial(Solved, None, None, "nobody asked for a plan"), 1e9
 
 
 # With HOME's timing leases may be claimed before anybody has looked twice.

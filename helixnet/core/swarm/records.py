@@ -99,10 +99,14 @@ def links_differ(old: tuple[LinkMeasure, ...], new: tuple[LinkMeasure, ...]) -> 
     """Whether links were measured that matter to a planner: others, or quite different ones."""
     if old is new:
         return False
-    if len(old) != len(new) or any(a.target != b.target for a, b in zip(old, new, strict=True)):
+    if len(old) != len(new):
         return True
-    pairs = [(a.bandwidth, b.bandwidth) for a, b in zip(old, new, strict=True)]
-    pairs += [(a.round_trip_s, b.round_trip_s) for a, b in zip(old, new, strict=True)]
+    # Asked at every heartbeat of every peer; most links were not measured again.
+    return any(a is not b and (a.target != b.target or _differ(a, b)) for a, b in zip(old, new, strict=True))
+
+
+def _differ(a: LinkMeasure, b: LinkMeasure) -> bool:
+    pairs = (a.bandwidth, b.bandwidth), (a.round_trip_s, b.round_trip_s)
     return any(max(pair) > LINK_CHANGE * min(pair) for pair in pairs)
 
 
