@@ -12,20 +12,15 @@ from numpy.typing import NDArray
 from helixnet.core.errors import MemoryTooSmall, SwarmTooSmall
 from helixnet.core.model import Manifest
 from helixnet.core.plan.snapshot import PeerView, Snapshot
+from helixnet.core.stage.batch import DECODE_BATCH_MAX, PREFILL_BUDGET_TOKENS, PREFILL_CHUNK_TOKENS
 from helixnet.core.swarm.capability import RatePoint
 from helixnet.core.types import PeerId, Span
 
-BATCH_MAX = 64
-"""Decode steps that one batch takes at most (the stages' own limit)."""
 FRAME_BYTES_PER_TOKEN = 96
 """What session, position and framing add to each activation on a link."""
 LINK_SHARE = 0.5
 """Share of a measured bandwidth that is planned. In the paper's geo-distributed instance planning and routing slow
 links at half brought 40 % more throughput than filling them (shared findings): queues on links cost every token."""
-PREFILL_CHUNK_TOKENS = 128
-"""Prompt tokens that our entries send down the pipeline at a time."""
-PREFILL_BUDGET_TOKENS = 256
-"""Prompt tokens that one batch takes at most (the stages' own limit)."""
 HOP_S = 0.001
 """What a hop costs besides the link: two event loops, framing, and a batch to wait for."""
 
@@ -295,9 +290,9 @@ def _plan_peer(view: PeerView, manifest: Manifest, work: Workload, session_token
     prefill_s = whole * seconds_at(capability.prefill, PREFILL_CHUNK_TOKENS)
     prefill_s += seconds_at(capability.prefill, rest) if rest else 0.0
     piece = min(work.prompt_tokens, PREFILL_CHUNK_TOKENS)
-    met = met_together(BATCH_MAX, work.prefill_ratio, piece)
+    met = met_together(DECODE_BATCH_MAX, work.prefill_ratio, piece)
     extra_s = work.prefill_ratio * _read(capability.prefill, met) / met
-    rates = batch_rates(_read(capability.decode, np.arange(1.0, BATCH_MAX + 1)), extra_s)
+    rates = batch_rates(_read(capability.decode, np.arange(1.0, DECODE_BATCH_MAX + 1)), extra_s)
     spare = np.maximum(0, capability.memory_bytes - np.arange(layers + 1) * manifest.layer_bytes)
     kv = (spare // manifest.kv_bytes).tolist()
     return PlanPeer(

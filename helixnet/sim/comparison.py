@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 
 from helixnet.core.errors import UsageError
+from helixnet.core.stage.batch import PREFILL_CHUNK_TOKENS
 from helixnet.planner.artifact import Artifact
 from helixnet.planner.flow import CapacityModel, Edge
 from helixnet.planner.objective import THROUGHPUT
 from helixnet.planner.predict import forecast
 from helixnet.planner.problem import (
     LINK_SHARE,
-    PREFILL_CHUNK_TOKENS,
     PlanPeer,
     Problem,
     Spans,
@@ -33,8 +33,8 @@ from helixnet.sim.simulation import Load
 from helixnet.sim.workload import Recorded
 
 STORED = "helix-milp"
-KV_SHARE = 0.75
-"""Requests always in flight, as a share of those that KV has room for. The authors fill theirs to 0.8; with more than
+KV_SHARE = 0.9
+"""Of the KV room of the tightest machine that requests in flight take. The authors fill theirs to 0.8; with more than
 this some find no room at first, and that counts as time to the first token."""
 CLIENTS = 8
 FIRST_GUESS_S = 240.0
@@ -98,11 +98,11 @@ class Comparison:
         problem = self._in_our_mode()
         routing = planned_routing(problem, spans, CapacityModel.EXACT)
         outlook = forecast(problem, spans, routing)
-        in_flight = int(KV_SHARE * outlook.sessions)
+        in_flight = int(KV_SHARE * outlook.sessions * problem.session_tokens / self._in_flight_tokens)
         if in_flight < 1:
             raise UsageError(f"Some stage of {self.instance.name} has no KV room for one request in this placement.")
         load = Load(lengths=Recorded(self._lengths), in_flight=in_flight, clients=CLIENTS)
-        life_s = in_flight * self._output_tokens / outlook.tokens_per_s
+        life_s = min(in_flight, outlook.sessions) * self._output_tokens / outlook.tokens_per_s
         seconds = (1 + self._lifetimes) * life_s
         return serve(our_setup(self.instance, spans, routing.edges, load, seconds, serving, self._seed), life_s)
 
@@ -110,6 +110,12 @@ class Comparison:
         """Slow links are planned at a part of what they carry."""
         problem = self._artifact.problem(self._name, self._model, LINK_SHARE)
         return in_our_mode(problem, self.instance, self._artifact.constants.AVG_INPUT_LEN)
+
+    @property
+    def _in_flight_tokens(self) -> float:
+        """Of a mean request under way: the longer an answer, the longer it is there."""
+        output = sum(answer for _, answer in self._lengths)
+        return sum((prompt + answer) * answer for prompt, answer in self._lengths) / output
 
     @property
     def _output_tokens(self) -> float:

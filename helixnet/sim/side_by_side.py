@@ -14,6 +14,7 @@ import msgspec
 from helixnet.core.model import Manifest
 from helixnet.core.peer import PeerConfig
 from helixnet.core.plan.plan import Assignment, Flow, Placement, Prediction
+from helixnet.core.stage.batch import PREFILL_BUDGET_TOKENS, PREFILL_CHUNK_TOKENS
 from helixnet.core.stage.entry import EntryConfig
 from helixnet.core.stage.stage import StageConfig
 from helixnet.core.swarm.capability import Capability, RatePoint
@@ -49,8 +50,8 @@ class Serving:
 
     def config(self) -> PeerConfig:
         """Of every peer."""
-        budget = 256 if self.chunked else UNCHUNKED_TOKENS
-        chunk = 128 if self.chunked else UNCHUNKED_TOKENS
+        budget = PREFILL_BUDGET_TOKENS if self.chunked else UNCHUNKED_TOKENS
+        chunk = PREFILL_CHUNK_TOKENS if self.chunked else UNCHUNKED_TOKENS
         return PeerConfig(
             stage=StageConfig(
                 sessions_max=SESSIONS_MAX, decode_batch_max=self.decode_batch_max, prefill_budget_tokens=budget

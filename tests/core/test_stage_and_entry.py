@@ -194,7 +194,7 @@ def test_an_idle_session_is_released() -> None:
 def test_decode_comes_first_then_prefill_within_its_budget() -> None:
     batcher = Batcher()
     for number in range(4):
-        batcher.add(work(f"p{number}", 0, 100))
+        batcher.add(work(f"p{number}", 0, 2 * PREFILL_BUDGET_TOKENS // 5))
     batcher.add(work("d", 9, 1, decode=True))
     assert [item.session for item in batcher.take()] == ["d", "p0", "p1"]
     assert [item.session for item in batcher.take()] == ["p2", "p3"]

@@ -15,7 +15,9 @@ from helixnet.core.stage.work import Work
 from helixnet.core.types import SessionId
 
 DECODE_BATCH_MAX = 64
-PREFILL_BUDGET_TOKENS = 256
+PREFILL_CHUNK_TOKENS = 128
+"""Prompt tokens that an entry sends down the pipeline at a time."""
+PREFILL_BUDGET_TOKENS = 512
 """Prompt tokens run beside the decode steps of one batch: bounds what a long prompt adds to each gap."""
 SHARES_MAX = 1.5
 """Times its even share of the requests in flight that a stage takes at once ..."""

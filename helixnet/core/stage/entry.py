@@ -8,6 +8,7 @@ import msgspec
 
 from helixnet.core.machine import NEVER, Effect, Send
 from helixnet.core.route.pipeline import check_pipeline
+from helixnet.core.stage.batch import PREFILL_CHUNK_TOKENS
 from helixnet.core.stage.stage import StageMachine
 from helixnet.core.stage.work import Work
 from helixnet.core.types import PeerId, SessionId
@@ -25,7 +26,7 @@ class EntryConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A stage that answers no ping for this long is suspected."""
     stall_s: float = 120.0
     """Longest silence of the ring while all stages answer pings (a long prompt on a slow peer)."""
-    prefill_chunk_tokens: int = 128
+    prefill_chunk_tokens: int = PREFILL_CHUNK_TOKENS
     sessions_max: int = 256
 
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 from helixnet.core.errors import UsageError
 from helixnet.planner.artifact import Artifact
 from helixnet.planner.problem import Spans
+from helixnet.planner.solve import Budget
 from helixnet.sim.comparison import Comparison
 from helixnet.sim.evaluation.cells import Cell, Data, Ended, Row, Target
 from helixnet.sim.side_by_side import Served, Serving
@@ -18,6 +19,8 @@ TIMES = 2.0
 INSTANCES = ("single24", "3cluster24", "cluster42")
 MODEL = "llama70b"
 LIVES = 3.0
+SEARCH = Budget(work=300_000, work_max=300_000, laying_work=150_000_000, laying_work_per_peer=6_000_000)
+"""Of our placement: three times what a coordinator takes. These machines stay as they are, and are planned once."""
 QUICK_INSTANCES = INSTANCES[:1]
 THEIRS, RING, CHUNKS, OURS = "theirs", "ring", "chunks", "ours"
 RANDOM, PLACED = "without-iwrr", "placement-only"
@@ -91,4 +94,4 @@ def targets(ended: Sequence[Ended]) -> tuple[Target, ...]:
 @lru_cache(maxsize=4)
 def _our_spans(artifact: Artifact, instance: str, seed: int) -> Spans:
     """The same for every way that uses it; how long windows are does not matter to it."""
-    return Comparison(artifact, instance, MODEL, LIVES, seed).ours()
+    return Comparison(artifact, instance, MODEL, LIVES, seed).ours(SEARCH)

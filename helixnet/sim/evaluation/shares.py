@@ -21,11 +21,12 @@ import msgspec
 from helixnet.core.errors import UsageError
 from helixnet.core.plan.plan import Placement
 from helixnet.core.presets import LAN
+from helixnet.core.stage.batch import DECODE_BATCH_MAX
 from helixnet.core.swarm.capability import Capability
 from helixnet.core.types import PeerId
 from helixnet.planner.flow import CapacityModel, Routing
 from helixnet.planner.predict import forecast
-from helixnet.planner.problem import BATCH_MAX, LINK_SHARE, Workload, from_snapshot
+from helixnet.planner.problem import LINK_SHARE, Workload, from_snapshot
 from helixnet.planner.random_swarm import Geography
 from helixnet.planner.served import planned_routing
 from helixnet.planner.solve import place, to_placement
@@ -140,7 +141,7 @@ def _roomy(capability: Capability) -> Capability:
 def shares_of(plan: Planned, seed: int) -> SharesRow:
     """Run it, saturated."""
     work, flow = plan.workload, plan.routing.tokens_per_s
-    in_flight = min(SESSIONS_MAX, round(CROWD * BATCH_MAX * plan.stages))
+    in_flight = min(SESSIONS_MAX, round(CROWD * DECODE_BATCH_MAX * plan.stages))
     life_s = in_flight * work.output_tokens / flow
     counted_s = max(LIVES * life_s, REQUESTS * work.output_tokens / flow)
     seconds = WARM_LIVES * life_s + counted_s
