@@ -101,8 +101,8 @@ class Comparison:
         in_flight = int(KV_SHARE * outlook.sessions * problem.session_tokens / self._in_flight_tokens)
         if in_flight < 1:
             raise UsageError(f"Some stage of {self.instance.name} has no KV room for one request in this placement.")
-        load = Load(lengths=Recorded(self._lengths), in_flight=in_flight, clients=CLIENTS)
         life_s = min(in_flight, outlook.sessions) * self._output_tokens / outlook.tokens_per_s
+        load = Load(lengths=Recorded(self._lengths), in_flight=in_flight, begin_s=life_s, clients=CLIENTS)
         seconds = (1 + self._lifetimes) * life_s
         return serve(our_setup(self.instance, spans, routing.edges, load, seconds, serving, self._seed), life_s)
 

@@ -91,14 +91,16 @@ def _drawn(seed: int) -> Drawn:
 
 
 def _run(world: World, placement: Placement, workload: Workload, in_flight: int, seconds: float, seed: int) -> Served:
+    warm_s = seconds / (1 + LIVES)
+    lengths = Fixed(workload.prompt_tokens, workload.output_tokens)
     setup = Setup(
         world=world,
         peers=tuple(world.machines),
-        load=Load(lengths=Fixed(workload.prompt_tokens, workload.output_tokens), in_flight=in_flight),
+        load=Load(lengths=lengths, in_flight=in_flight, begin_s=warm_s if in_flight > 1 else 0.0),
         seconds=seconds,
         seed=seed,
         config=SimConfig(peer=LAN.peer, checked=False),
         request=PATIENT,
         solving=always(placement),
     )
-    return serve(setup, seconds / (1 + LIVES))
+    return serve(setup, warm_s)

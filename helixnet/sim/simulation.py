@@ -38,6 +38,8 @@ class Load:
     lengths: Lengths
     per_s: float = 0.0
     in_flight: int = 0
+    begin_s: float = 1.0
+    """The first `in_flight` come within so many seconds: requests that begin together go on and end together."""
     clients: int = 4
     crowds: tuple[Crowd, ...] = ()
 
@@ -173,7 +175,7 @@ class Simulation:
             for _ in range(crowd.requests):
                 self.engine.at(self.began_at + crowd.at_s, self._ask, _nothing)
         for _ in range(load.in_flight):
-            self.engine.after(self.engine.rng.uniform(0, 1), self._ask, self._ask_again)
+            self.engine.after(self.engine.rng.uniform(0, load.begin_s), self._ask, self._ask_again)
 
     def _ask(self, ended: Callable[[RequestTally], None]) -> None:
         client = self.clients[self._next_client % len(self.clients)]

@@ -9,12 +9,14 @@ ready where more than that piles up; but all of it where the stage hardly ever r
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from math import ceil, inf
 
 from helixnet.core.stage.work import Work
 from helixnet.core.types import SessionId
 
 DECODE_BATCH_MAX = 64
+"""Decode steps that meet in a layer; where many run only some of a stage's layers, a batch takes more of them."""
 PREFILL_CHUNK_TOKENS = 128
 """Prompt tokens that an entry sends down the pipeline at a time."""
 PREFILL_BUDGET_TOKENS = 512
@@ -51,22 +53,24 @@ class Batcher:
         `share`: steps that should be in hand here, were all even. `busy`: how much of its time lately the stage was.
         """
         pile = len(self._decode) / (1 if busy >= BUSY else PILED)
-        most = ceil(min(self._decode_max, max(SHARES_MAX * share, pile)))
+        most = ceil(min(len(self._decode), max(SHARES_MAX * share, pile)))
         chosen = {work.session for work in self._decode}
-        if len(chosen) == len(self._decode) <= most:  # everybody at once, as is usual
+        if len(chosen) == len(self._decode) <= min(most, self._decode_max):  # everybody at once, as is usual
             everybody = tuple(self._decode)
             self._decode.clear()
             return (*everybody, *self._take_prefill(chosen)) if self._prefill else everybody
         batch: list[Work] = []
         chosen = set()
         later: deque[Work] = deque()
-        while self._decode and len(batch) < most:
+        room = self._decode_max * _extent(self._decode)
+        while self._decode and len(batch) < most and room > 0:
             work = self._decode.popleft()
             if work.session in chosen:
                 later.append(work)
                 continue
             batch.append(work)
             chosen.add(work.session)
+            room -= len(work.layers)
         self._decode.extendleft(reversed(later))
         return (*batch, *self._take_prefill(chosen))
 
@@ -89,3 +93,9 @@ class Batcher:
 
     def __len__(self) -> int:
         return len(self._decode) + len(self._prefill)
+
+
+def _extent(works: Iterable[Work]) -> int:
+    """Layers from the first to the last that any of them runs."""
+    spans = [work.layers for work in works]
+    return max((span.stop for span in spans), default=0) - min((span.start for span in spans), default=0)

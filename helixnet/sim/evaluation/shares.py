@@ -49,7 +49,7 @@ ROOMY_BYTES = 1 << 40
 """What each peer gets on top of its memory."""
 SESSIONS_MAX = 4_096
 """What stages and entries admit: nobody is to be turned away."""
-CROWD = 2.0
+CROWD = 3.0
 """Requests in flight, as a multiple of what fills the largest batch of every stage that they pass."""
 CHOICES_MIN = 3
 """Places where requests go on to several peers: along a single chain IWRR has nothing to do."""
@@ -154,7 +154,7 @@ def shares_of(plan: Planned, seed: int) -> SharesRow:
     setup = Setup(
         world=replace(world, between=_as_planned(world.between), uplinks={}, load_bytes_per_s=1e15),
         peers=tuple(plan.land.capabilities),
-        load=Load(lengths=Fixed(work.prompt_tokens, work.output_tokens), in_flight=in_flight),
+        load=Load(lengths=Fixed(work.prompt_tokens, work.output_tokens), in_flight=in_flight, begin_s=life_s),
         seconds=seconds,
         seed=seed,
         config=SimConfig(peer=peer, checked=False),
