@@ -61,9 +61,12 @@ def refusal(effects: list[Effect]) -> str:
     return message.code
 
 
-def work(session: str, position: int, tokens: int, decode: bool = False) -> Work:
+WHOLE = Span(0, 3)
+
+
+def work(session: str, position: int, tokens: int, decode: bool = False, layers: Span = WHOLE) -> Work:
     ids = (1,) * tokens
-    return Work(session=SessionId(session), layers=Span(0, 3), position=position, token_ids=ids, decode=decode)
+    return Work(session=SessionId(session), layers=layers, position=position, token_ids=ids, decode=decode)
 
 
 # --- stage ---------------------------------------------------------------------------------------------------------
@@ -275,6 +278,17 @@ def test_a_stage_takes_its_share_of_the_requests_in_flight_at_once() -> None:
         stage.release(SessionId(f"s{number:02d}"))
     results = tuple(Done(session=item.session) for item in first.batch)
     assert not any(isinstance(effect, RunBatch) for effect in stage.done(BatchDone(results, 1.0), 1.0))
+
+
+@pytest.mark.parametrize(
+    ("parts", "steps"),
+    [((Span(0, 6),), DECODE_BATCH_MAX), ((Span(0, 3), Span(3, 6)), 2 * DECODE_BATCH_MAX)],
+)
+def test_a_batch_is_full_when_each_layer_has_as_many_steps_as_it_may(parts: tuple[Span, ...], steps: int) -> None:
+    batcher = Batcher()
+    for number in range(3 * DECODE_BATCH_MAX):
+        batcher.add(work(f"s{number}", 9, 1, decode=True, layers=parts[number % len(parts)]))
+    assert len(batcher.take(busy=1.0)) == steps
 
 
 def test_a_chunk_larger_than_the_budget_still_runs() -> None:
