@@ -97,11 +97,11 @@ class Comparison:
         """
         problem = self._in_our_mode()
         routing = planned_routing(problem, spans, CapacityModel.EXACT)
-        outlook = forecast(problem, spans, routing)
-        in_flight = int(KV_SHARE * outlook.sessions * problem.session_tokens / self._in_flight_tokens)
+        outlook = forecast(replace(problem, session_tokens=round(self._in_flight_tokens)), spans, routing)
+        in_flight = int(KV_SHARE * outlook.sessions)
         if in_flight < 1:
             raise UsageError(f"Some stage of {self.instance.name} has no KV room for one request in this placement.")
-        life_s = min(in_flight, outlook.sessions) * self._output_tokens / outlook.tokens_per_s
+        life_s = in_flight * self._output_tokens / outlook.tokens_per_s
         load = Load(lengths=Recorded(self._lengths), in_flight=in_flight, begin_s=life_s, clients=CLIENTS)
         seconds = (1 + self._lifetimes) * life_s
         return serve(our_setup(self.instance, spans, routing.edges, load, seconds, serving, self._seed), life_s)

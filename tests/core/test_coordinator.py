@@ -59,6 +59,12 @@ class Tenure:
             effects = self.tick(1.0)
         return self.coordinator.solved(Solved(placement, None, "", seconds), self.records, self.now)
 
+    def follow(self, placement: Placement) -> None:
+        """Offer what A and B hold; they are ready, and so it is the active plan."""
+        self.offer(placement)
+        self.ready(A)
+        assert activated(self.ready(B))
+
     def reminded(self, peer: PeerId, after_s: Iterable[float]) -> list[float]:
         """When, of these times of its heartbeats, it is offered the plan again."""
         times = [self.now + seconds for seconds in after_s]
@@ -92,9 +98,7 @@ def test_where_nothing_serves_a_plan_is_active_as_soon_as_the_ready_cover_the_mo
 
 def test_where_a_plan_serves_the_next_waits_for_all_of_its_peers() -> None:
     tenure = Tenure()
-    tenure.offer(a_placement(a=(0, 3), b=(3, 6)))
-    tenure.ready(A)
-    tenure.ready(B)
+    tenure.follow(a_placement(a=(0, 3), b=(3, 6)))
     tenure.offer(a_placement(rate=30.0, a=(0, 4), b=(3, 6), c=(0, 6)))
     assert not activated(tenure.ready(C, 2)) and not activated(tenure.ready(A, 2))
     assert activated(tenure.ready(B, 2))
@@ -102,9 +106,7 @@ def test_where_a_plan_serves_the_next_waits_for_all_of_its_peers() -> None:
 
 def test_an_offer_outlives_a_peer_whose_layers_others_hold() -> None:
     tenure = Tenure()
-    tenure.offer(a_placement(a=(0, 3), b=(3, 6)))
-    tenure.ready(A)
-    tenure.ready(B)
+    tenure.follow(a_placement(a=(0, 3), b=(3, 6)))
     tenure.offer(a_placement(rate=30.0, a=(0, 3), b=(3, 6), c=(0, 6)))
     tenure.ready(A, 2)
     tenure.ready(B, 2)
@@ -150,9 +152,7 @@ def test_after_a_long_solve_the_planner_rests_unless_nothing_serves() -> None:
 
 def test_a_member_that_does_not_take_up_the_plan_is_offered_it_again_but_not_at_every_heartbeat() -> None:
     tenure = Tenure()
-    tenure.offer(a_placement(a=(0, 3), b=(3, 6)))
-    tenure.ready(A)
-    tenure.ready(B)
+    tenure.follow(a_placement(a=(0, 3), b=(3, 6)))
     reminded = tenure.reminded(C, range(1, 300))
     pauses = [later - earlier for earlier, later in pairwise([tenure.now, *reminded])]
     assert pauses[:4] == [CONFIG.remind_s * 2**n for n in range(4)], "the plan may still be on its way"
@@ -179,9 +179,7 @@ def test_only_deputies_are_told_whole_plans_the_others_their_own_part() -> None:
 def test_those_who_started_together_do_not_take_turns_as_deputies() -> None:
     tenure = Tenure(msgspec.structs.replace(CONFIG, deputies=1))
     tenure.records[C] = msgspec.structs.replace(tenure.records[C], uptime_s=3_600.0)
-    tenure.offer(a_placement(a=(0, 3), b=(3, 6)))
-    tenure.ready(A)
-    tenure.ready(B)
+    tenure.follow(a_placement(a=(0, 3), b=(3, 6)))
     # Its record is newer: no more than that.
     tenure.records[B] = msgspec.structs.replace(
         tenure.records[B], uptime_s=4_500.0, plan=(1, 1), plan_active=True, plan_whole=False
@@ -203,9 +201,7 @@ def test_who_came_after_an_offer_is_told_at_once() -> None:
 def test_a_new_deputy_is_told_the_rest_of_the_plan() -> None:
     tenure = Tenure(msgspec.structs.replace(CONFIG, deputies=1))
     tenure.records[B] = msgspec.structs.replace(tenure.records[B], uptime_s=3_600.0)
-    tenure.offer(a_placement(a=(0, 3), b=(3, 6)))
-    tenure.ready(A)
-    tenure.ready(B)
+    tenure.follow(a_placement(a=(0, 3), b=(3, 6)))
     tenure.records[C] = msgspec.structs.replace(
         tenure.records[C], uptime_s=36_000.0, plan=(1, 1), plan_active=True, plan_whole=False
     )
