@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+from helixnet.core.errors import CapacityError
 from helixnet.core.route.pipeline import Pipeline, Stage
 from helixnet.core.route.request import Request, RequestConfig, RequestSpec
 from helixnet.core.types import PeerId, SessionId, Span
@@ -29,17 +30,17 @@ class OneWay:
         self.given_back += 1
 
 
-def a_request(routes: OneWay | None = None) -> Request:
+def a_request(routes: OneWay | None = None, tokens_max: int = 1) -> Request:
     names = (SessionId(f"s{number}") for number in itertools.count())
-    spec = RequestSpec(manifest_hash="m", context_tokens=100, prompt=(1, 2), tokens_max=1)
+    spec = RequestSpec(manifest_hash="m", context_tokens=100, prompt=(1, 2), tokens_max=tokens_max)
     request = Request(spec, routes or OneWay(), lambda: next(names), CONFIG, 0.0)
     request.tick(0.0)
     return request
 
 
-def refuse(request: Request, now: float) -> None:
+def refuse(request: Request, now: float, code: str = "busy") -> None:
     assert request.session is not None
-    request.receive(ENTRY, wire.Refused(session=request.session, peer=ENTRY, code="busy"), now)
+    request.receive(ENTRY, wire.Refused(session=request.session, peer=ENTRY, code=code), now)
 
 
 def test_full_peers_are_asked_again_and_again_while_patience_lasts() -> None:
@@ -85,3 +86,22 @@ def test_pipelines_that_break_are_counted() -> None:
         assert request.session is not None
         request.receive(ENTRY, wire.Broken(session=request.session, reason="it broke"), 0.0)
     assert request.over and "it broke" in str(request.error)
+
+
+def test_a_request_longer_than_any_way_has_room_for_ends_at_once_with_a_sentence() -> None:
+    request = a_request()
+    refuse(request, 1.0, "too_long")
+    assert isinstance(request.error, CapacityError)
+    assert "2 prompt and 1 new tokens" in str(request.error) and "fewer" in str(request.error)
+
+
+def test_a_stream_that_finds_only_small_stages_waits_for_other_layers() -> None:
+    request = a_request(tokens_max=2)
+    assert request.session is not None
+    request.receive(ENTRY, wire.Token(session=request.session, index=0, token_id=7), 1.0)
+    request.receive(ENTRY, wire.Broken(session=request.session, reason="it broke"), 1.0)
+    refuse(request, 1.0, "too_long")
+    assert not request.over
+    request.plan_changed(2.0)
+    request.tick(2.0)
+    assert len(request.pipelines) == 2, "whoever was too small may have more room now"

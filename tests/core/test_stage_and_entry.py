@@ -87,7 +87,7 @@ def test_a_reservation_opens_kv_and_says_so() -> None:
         ({"pipeline": PIPELINE[:1]}, "bad_request"),
         ({"stage": 1}, "bad_request"),
         ({"pipeline": (Stage(ME, Span(0, 4)), Stage(NEXT, Span(4, LAYERS)))}, "not_held"),
-        ({"tokens_max": 10**6}, "busy"),
+        ({"tokens_max": 10**6}, "too_long"),
     ],
     ids=["manifest", "short pipeline", "not our stage", "not held", "too large"],
 )
@@ -95,6 +95,12 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(changes: dict[str, Any], c
     stage = a_stage()
     assert refusal(stage.reserve(CLIENT, reserve(**changes), 0.0)) == code
     assert stage.sessions == {} and stage.pool.used == 0
+
+
+def test_while_layers_change_a_request_that_is_too_long_may_come_again() -> None:
+    stage = a_stage()
+    stage.set_held((FIRST_HALF, Span(3, LAYERS)), (FIRST_HALF,))
+    assert refusal(stage.reserve(CLIENT, reserve(tokens_max=10**6), 0.0)) == "busy"
 
 
 def test_a_draining_stage_admits_nothing_new() -> None:

@@ -13,6 +13,7 @@ import msgspec
 
 from helixnet.core.errors import (
     Busy,
+    CapacityError,
     DeadlineExceeded,
     HelixError,
     ManifestMismatch,
@@ -114,6 +115,8 @@ class Request:
         self._new_session_id = session_ids
         self._config = config
         self._masked: dict[PeerId, float] = {}
+        self._too_small: set[PeerId] = set()
+        """Who has no room for so many tokens, even alone."""
         self._refused_at = NEVER
         """By full peers, for the first time since the last token."""
         self._was_routed = False
@@ -182,6 +185,9 @@ class Request:
 
     def plan_changed(self, now: float) -> None:
         """News of the swarm came: if the request is waiting for a pipeline, try at once."""
+        for peer in self._too_small:
+            del self._masked[peer]  # it may hold fewer layers now, and have more room
+        self._too_small.clear()
         if not self.over and self.session is None:
             self._next_at = now
 
@@ -190,6 +196,9 @@ class Request:
             return self._give_up(now)
         pipeline = self._routes.pick(self._avoided(now))
         if isinstance(pipeline, str):
+            if self._is_too_long(now):
+                self.error = self._last_problem
+                return []
             return self._wait(self._last_problem or SwarmTooSmall(pipeline), now)
         self.pipelines.append(pipeline)
         self._was_routed = True
@@ -210,6 +219,10 @@ class Request:
 
     def _avoided(self, now: float) -> frozenset[PeerId]:
         return frozenset(peer for peer, until in self._masked.items() if until > now)
+
+    def _is_too_long(self, now: float) -> bool:
+        """Whether nothing but its length is in the way. Who has given tokens already waits for a better plan."""
+        return bool(self._too_small) and not self.tokens and self._avoided(now) == self._too_small
 
     def _take(self, message: wire.Token, now: float) -> list[Effect]:
         expected = len(self.tokens) - self._base
@@ -233,13 +246,22 @@ class Request:
         if message.code == "manifest":
             self.error = ManifestMismatch(message.reason or "The peer serves other weights.")
             return self._abandon()
-        problem = Busy(message.reason or f"Peer {_short(message.peer)} is {message.code}.")
         pipeline = self.pipelines.pop()
+        if message.code == "too_long":
+            self._too_small.add(message.peer)
+            return self._retry((message.peer,), self._too_long(message), now, masked_s=NEVER)
+        problem = Busy(message.reason or f"Peer {_short(message.peer)} is {message.code}.")
         self._refused_at = min(self._refused_at, now)
         if message.code == "busy" and now < self._refused_at + self._config.turn_s and not self._avoided(now):
             self._routes.give_back(pipeline)
             return [*self._abandon(), *self._wait(problem, now)]
         return self._retry((message.peer,), problem, now, masked_s=self._pause_s)
+
+    def _too_long(self, message: wire.Refused) -> CapacityError:
+        return CapacityError(
+            f"No way through the swarm has room for {len(self.spec.prompt)} prompt and {self.spec.tokens_limit} new "
+            f"tokens (peer {_short(message.peer)}: {message.reason}). Ask for fewer, or shorten the prompt."
+        )
 
     def _retry(
         self, suspects: Sequence[PeerId], problem: HelixError, now: float, masked_s: float = 10.0

@@ -11,6 +11,11 @@ PAGE_TOKENS = 16
 """Tokens of one layer in a page; small enough that a short chat wastes little."""
 
 
+def pages_for(layers: Span, tokens: int) -> int:
+    """How many a session of so many tokens takes in these layers."""
+    return len(layers) * math.ceil(tokens / PAGE_TOKENS)
+
+
 class PagePool:
     """Pages of one peer; a page is PAGE_TOKENS tokens in one layer.
 
@@ -33,7 +38,7 @@ class PagePool:
         Raises:
             Busy: not enough free pages, or the session already has some.
         """
-        pages = len(layers) * math.ceil(tokens_max / PAGE_TOKENS)
+        pages = pages_for(layers, tokens_max)
         if session in self._reserved:
             raise Busy(f"session {session} is already open here")
         if self.used + pages > self.capacity:

@@ -20,7 +20,7 @@ from helixnet.core.model import DTYPE_BYTES, Manifest
 from helixnet.core.route.pipeline import check_pipeline
 from helixnet.core.stage.batch import DECODE_BATCH_MAX, PREFILL_BUDGET_TOKENS, Batcher
 from helixnet.core.stage.meter import Meter
-from helixnet.core.stage.pages import PAGE_TOKENS, PagePool
+from helixnet.core.stage.pages import PAGE_TOKENS, PagePool, pages_for
 from helixnet.core.stage.session import StageSession
 from helixnet.core.stage.work import Work
 from helixnet.core.types import PeerId, SessionId, Span
@@ -159,6 +159,9 @@ class StageMachine:
             return "draining", "this peer is leaving"
         if not any(span.holds(mine.layers) for span in self.served):
             return "not_held", f"layers {mine.layers} are not served here"
+        if self.held == self.served and pages_for(mine.layers, message.tokens_max) > self.pool.capacity:
+            room = PAGE_TOKENS * (self.pool.capacity // len(mine.layers))
+            return "too_long", f"{message.tokens_max} tokens, and this peer has KV room for {room} at most"
         if message.session in self.sessions or len(self.sessions) >= self._config.sessions_max:
             return "busy", "too many sessions"
         if self._in_line * self._prompt_token_s > self._config.backlog_s:

@@ -262,7 +262,8 @@ class Reserved(_Message, frozen=True):
 class Refused(_Message, frozen=True):
     """Stage to entry, entry to client: not here, not now. Nothing is left half-opened.
 
-    `code` is busy, draining, not_held, manifest or bad_request.
+    `code` is busy, too_long (more tokens than there is room for without anybody else), draining, not_held, manifest or
+    bad_request.
     """
 
     session: SessionId
