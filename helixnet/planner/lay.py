@@ -23,6 +23,7 @@ from helixnet.core.types import Span
 from helixnet.planner.problem import Matrix, Problem, SpanOrNone, Spans
 
 Counts = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 KINDS_TRIED = 32
 """Kinds of peers compared for a place, drawn anew each time, where there are more."""
 CHILDREN = 4
@@ -153,6 +154,7 @@ class _Laying:
         self.choices: list[Counts] = [np.array([-1])]
         self.starts: list[int] = [0]
         self.nodes = 1
+        self._at_layer, self._allowed = -1, np.zeros(0, dtype=bool)
         self.weights = self.rng.random(self.reach + len(kinds.members))
 
     def run(self) -> Laid:
@@ -182,8 +184,14 @@ class _Laying:
             self.exhaustive = False
         return left[unique], supply[unique], waste[unique], rank[unique], node[unique]
 
-    def _options(self, layer: int, left: Counts) -> Counts:
-        """Which options may be placed at a layer; one too long for what is left ends with the model's last layer."""
+    def _allowed_at(self, layer: int) -> Flags:
+        """Which options may be placed at a layer if their kind is left; said once while the layer is the same."""
+        if self._at_layer != layer:
+            self._at_layer, self._allowed = layer, self._allowed_anew(layer)
+        return self._allowed
+
+    def _allowed_anew(self, layer: int) -> Flags:
+        """An option too long for what is left ends with the model's last layer."""
         start = np.minimum(layer, self.layers - self.option_length)
         stop = start + self.option_length
         rooms = self.kinds.rooms[self.option_kind, (start == 0) + 2 * (stop == self.layers).astype(int)]
@@ -194,14 +202,22 @@ class _Laying:
             windows = self.order.windows[self.option_kind]
             allowed &= (start >= windows[:, 0]) & (stop <= windows[:, 1])
             allowed &= self.option_good | (stop == windows[:, 1])
-        present = np.flatnonzero(left.any(axis=0))
-        if len(present) > KINDS_TRIED:
+        return np.asarray(allowed, dtype=np.bool_)
+
+    def _options(self, layer: int, left: Counts) -> Counts:
+        """Which options are tried at a layer."""
+        allowed = self._allowed_at(layer)
+        present = np.any(left, axis=0)
+        if np.count_nonzero(present) > KINDS_TRIED:
             self.exhaustive = False
-            usable = np.intersect1d(present, self.option_kind[allowed])
-            present = self.rng.choice(usable, KINDS_TRIED, replace=False) if len(usable) > KINDS_TRIED else usable
-        kept = np.zeros(len(self.kinds.members), dtype=bool)
-        kept[present] = True
-        return np.flatnonzero(allowed & kept[self.option_kind])
+            has_option = np.zeros_like(present)
+            has_option[self.option_kind[allowed]] = True
+            usable = np.flatnonzero(present & has_option)
+            if len(usable) > KINDS_TRIED:
+                usable = self.rng.choice(usable, KINDS_TRIED, replace=False)
+            present = np.zeros_like(present)
+            present[usable] = True
+        return np.flatnonzero(allowed & present[self.option_kind])
 
     def _step(self, layer: int, left: Counts, supply: Matrix, waste: Matrix, rank: Matrix, node: Counts) -> None:
         """Place one more peer in each state, in every way that does not waste more than there is to spare."""

@@ -12,6 +12,7 @@ from helixnet.core.machine import Solve, Solved
 from helixnet.core.plan.plan import Assignment, Flow, Placement
 from helixnet.core.plan.snapshot import Snapshot
 from helixnet.core.types import PeerId
+from helixnet.planner.bounds import proven_bound
 from helixnet.planner.fastflow import paper_max_flow
 from helixnet.planner.flow import OUTSIDE, CapacityModel
 from helixnet.planner.laid import laid_starts
@@ -34,6 +35,8 @@ LARGE_SHARE = 0.25
 twentieth less is served."""
 MOVING_PAYS = 1.1
 """Times the flow of what is held, repaired, that spans found anew must carry in a large swarm."""
+REACHED = 0.92
+"""Of the proven bound, at most, by searches of large swarms (docs/planning.md)."""
 CELLS_PER_WORK = 200
 """Array cells filled in the time of one unit of such a search's work."""
 
@@ -205,14 +208,19 @@ def _mended(
 def _place_large(problem: Problem, built: list[Spans], rng: random.Random, work: int, stopped: Cancelled) -> Spans:
     """The spans with the largest flow of compute and KV room found, or what is held, repaired, if about as good.
 
+    Where no search can be so much better, none is begun.
+
     What else an objective weighs is left to chance where looking at one placement takes seconds.
     """
     roomy = by_room(problem)
     repaired = repaired_start(roomy)
-    found = _largest(roomy, built if repaired is None else [*built, repaired], rng, work, stopped)
-    if repaired is not None and paper_max_flow(roomy, found) < MOVING_PAYS * paper_max_flow(roomy, repaired):
+    if repaired is None:
+        return _largest(roomy, built, rng, work, stopped)
+    pays_from = MOVING_PAYS * paper_max_flow(roomy, repaired)
+    if pays_from > REACHED * proven_bound(roomy):
         return repaired
-    return found
+    found = _largest(roomy, [*built, repaired], rng, work, stopped)
+    return found if paper_max_flow(roomy, found) >= pays_from else repaired
 
 
 def _largest(problem: Problem, built: list[Spans], rng: random.Random, work: int, stopped: Cancelled) -> Spans:

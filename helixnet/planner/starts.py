@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
 
 from helixnet.core.types import Span
+from helixnet.planner.flow import Indices
 from helixnet.planner.problem import Problem, SpanOrNone, Spans, best_ends
+
+Rooms = tuple[int, int, int, int]
+"""The most layers that a peer can hold, as in PlanPeer.layers_max."""
 
 CHAINS_MAX = 8
 """Parallel chains that are tried as a start; search makes more where they pay."""
@@ -104,7 +112,7 @@ def water_filling(speeds: Sequence[float], rooms: Sequence[int], layers: int) ->
 def with_everyone(problem: Problem, spans: Spans) -> Spans:
     """`spans`, where every peer that has room and no span gets one where the swarm is weakest."""
     placed = list(spans)
-    supply = [0.0] * problem.layers
+    supply = np.zeros(problem.layers)
     for index, span in enumerate(placed):
         _add_supply(problem, supply, index, span)
     for index, span in enumerate(placed):
@@ -114,30 +122,56 @@ def with_everyone(problem: Problem, spans: Spans) -> Spans:
     return tuple(placed)
 
 
-def weakest_window(problem: Problem, supply: Sequence[float], index: int) -> SpanOrNone:
-    """The longest span that peer `index` can hold where others supply least; None if it has no room."""
+def weakest_window(problem: Problem, supply: NDArray[np.float64], index: int) -> SpanOrNone:
+    """The longest span that peer `index` can hold where others supply least; None if it has no room.
 
-    def weakness(window: Span) -> tuple[int, float, int]:
-        # An uncovered layer counts before all speed: nothing flows without it.
-        covered = sum(supply[layer] > 0 for layer in window.layers()) - len(window)
-        return covered, sum(supply[layer] for layer in window.layers()) / len(window), window.start
+    An uncovered layer counts before all speed: nothing flows without it.
+    """
+    windows = _longest_windows(problem.layers, problem.peers[index].layers_max)
+    if not len(windows.starts):
+        return None
+    uncovered = (windows.inside & (supply <= 0)).sum(axis=1)
+    mean = np.where(windows.inside, supply, 0.0).sum(axis=1) / windows.lengths
+    # Equal but for rounding is equal: then the first.
+    weakness = np.where(uncovered == uncovered.max(), np.round(mean / max(1e-9, supply.max()), 9), np.inf)
+    weakest = int(np.argmin(weakness))
+    start = int(windows.starts[weakest])
+    return Span(start, start + int(windows.lengths[weakest]))
 
-    lengths = [longest_from(problem, index, start) for start in range(problem.layers)]
-    windows = [Span(start, start + length) for start, length in enumerate(lengths) if length]
-    return min(windows, key=weakness, default=None)
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Windows:
+    """The longest span from each layer on from which there is one."""
+
+    starts: Indices
+    lengths: Indices
+    inside: NDArray[np.bool_]
+    """[window, layer]"""
+
+
+@lru_cache(maxsize=1024)
+def _longest_windows(layers: int, rooms: Rooms) -> _Windows:
+    every = np.array([_longest_within(layers, rooms, start) for start in range(layers)], dtype=np.intp)
+    starts = np.flatnonzero(every)
+    lengths, layer = every[starts], np.arange(layers)
+    inside = (layer >= starts[:, None]) & (layer < (starts + lengths)[:, None])
+    return _Windows(starts, lengths, inside)
 
 
 def longest_from(problem: Problem, index: int, start: int) -> int:
     """The most layers that peer `index` can hold from layer `start` on; 0 if it has no room for one there."""
-    length = min(problem.layers - start, problem.room(index, start == 0, False))
-    reaches_end = start + length == problem.layers
-    return length - 1 if reaches_end and length > problem.room(index, start == 0, True) else length
+    return _longest_within(problem.layers, problem.peers[index].layers_max, start)
 
 
-def _add_supply(problem: Problem, supply: list[float], index: int, span: SpanOrNone) -> None:
+def _longest_within(layers: int, rooms: Rooms, start: int) -> int:
+    length = min(layers - start, rooms[start == 0])
+    reaches_end = start + length == layers
+    return length - 1 if reaches_end and length > rooms[(start == 0) + 2] else length
+
+
+def _add_supply(problem: Problem, supply: NDArray[np.float64], index: int, span: SpanOrNone) -> None:
     if span is not None:
-        for layer in span.layers():
-            supply[layer] += problem.peers[index].tokens_per_s(len(span))
+        supply[span.start : span.stop] += problem.peers[index].tokens_per_s(len(span))
 
 
 def _still_fits(problem: Problem, index: int) -> SpanOrNone:

@@ -33,7 +33,7 @@ from helixnet.sim.simulation import Load
 from helixnet.sim.workload import Recorded
 
 STORED = "helix-milp"
-KV_SHARE = 0.74
+KV_SHARE = 0.77
 """Of the KV room of the tightest machine that requests in flight take; more of them give more tokens/s and later first
 tokens. The authors fill theirs to 0.8; with as much, first tokens of ours come later than theirs on cluster42."""
 CLIENTS = 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from helixnet.core.types import Span
@@ -102,7 +103,7 @@ def homes(peers: int = 40) -> Problem:
 def test_placements_are_found_for_kv_room_too(large_from: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("helixnet.planner.served.CHOICE_PEERS_MAX", large_from)
     problem = homes()
-    placed = place(problem, 0, SHORT)
+    placed = place(problem, 0, msgspec.structs.replace(SHORT, work=20_000))
     rates = [served(problem, spans, CapacityModel.EXACT)[1].tokens_per_s for spans in (placed, *starts(problem))]
     assert rates[0] > 1.2 * max(rates[1:])
     assert planned_routing(problem, placed, CapacityModel.EXACT).tokens_per_s > 0

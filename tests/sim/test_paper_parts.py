@@ -20,7 +20,7 @@ from tests.sim.tiny_paper import LENGTHS, SQUARE, STAGES, artifact, files, insta
 def test_a_constant_load_keeps_its_number_under_way(tmp_path: Path) -> None:
     outcome = simulate(setup(tmp_path, Constant(LENGTHS, 6), windows=Windows(5.0, 55.0)), 0)
     assert 4.0 < outcome.in_flight_mean <= 6.0  # each is followed by the next a tenth of a second later
-    assert outcome.launched == outcome.finished + 6  # some of them yet to come
+    assert outcome.finished < outcome.launched <= outcome.finished + 6
 
 
 def test_a_filling_load_stops_where_memory_is_expected_to_be_full_enough(tmp_path: Path) -> None:

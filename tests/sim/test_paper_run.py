@@ -70,6 +70,16 @@ def test_kv_memory_never_overflows_however_many_come(router: str, tmp_path: Path
     assert outcome.finished > 300
 
 
+def test_a_window_lasts_as_many_lives_as_asked(tmp_path: Path) -> None:
+    outcome = simulate(setup(tmp_path, Constant(LENGTHS, 6), windows=Windows(1.0, 1.0, lives=40.0)), 3)
+    life_s = outcome.prompt_s.mean + sum(output for _, output in LENGTHS) / len(LENGTHS) * outcome.decode_s.mean
+    assert outcome.life_s == pytest.approx(life_s)
+    assert 39.5 * life_s < outcome.measured_s < 41.0 * life_s
+    assert outcome.decode_tokens_per_s == pytest.approx(outcome.decode_s.count / outcome.measured_s)
+    same = simulate(setup(tmp_path, Constant(LENGTHS, 6), windows=Windows(1.0, outcome.measured_s)), 3)
+    assert same.decode_s == outcome.decode_s, "measuring longer changes nothing before"
+
+
 def test_iwrr_sends_along_each_edge_its_part_of_the_flow(tmp_path: Path) -> None:
     outcome = simulate(setup(tmp_path, FillKv(LENGTHS), windows=Windows(0.0, 300.0)), 3)
     total = outcome.hop_tokens[OUTSIDE, 0] + outcome.hop_tokens[OUTSIDE, 1]

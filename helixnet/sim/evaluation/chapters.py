@@ -13,6 +13,7 @@ from helixnet.sim.evaluation.calibration import MODELS, Published, PublishedRow
 from helixnet.sim.evaluation.cells import Ended
 from helixnet.sim.evaluation.like_for_like import HELIX, METHODS, ROUTERS, LikeForLike, LikeRow
 from helixnet.sim.evaluation.ours import STEPS, THEIRS, WAYS, Way
+from helixnet.sim.paper.run import LIVES_MISSING, MEASURED_S_MAX
 from helixnet.sim.side_by_side import Served
 from helixnet.sim.tables import digits, table
 
@@ -93,8 +94,8 @@ def like_for_likes(ended: Sequence[Ended]) -> str:
         "arrivals, at the rate that the paper asked of Helix. Whoever finds no room waits at the coordinator, and "
         "that counts as time to the first token. "
         f"{OVERLOADED} more than {like_for_like.OVERLOADED_SHARE:.0%} of all requests still "
-        f"waited at the end: the load is too much for it. {SHORT} the window turned out shorter than "
-        f"{like_for_like.LIVES_SHARE:.0%} of the lives it was meant for.\n"
+        f"waited at the end: the load is too much for it. {SHORT} {MEASURED_S_MAX / 3600:.0f} hours, the longest "
+        "window, are shorter than the lives it was meant for.\n"
     ]
     for (instance, model, rate), grid in grids(ended).items():
         load = f"online, {rate:.0f} tokens/s asked, prompts included" if rate else "offline"
@@ -125,7 +126,7 @@ def all_details(ended: Sequence[Ended]) -> str:
 
 def _rates(grid: Grid, ended: Sequence[Ended]) -> str:
     wanted = {one.cell.lives for one in ended if isinstance(one.cell, LikeForLike)}
-    lives = max(wanted) * like_for_like.LIVES_SHARE
+    lives = max(wanted) * (1 - LIVES_MISSING)
 
     def cell(row: LikeRow | None) -> str:
         if row is None:

@@ -20,10 +20,10 @@ from helixnet.planner.problem import LINK_SHARE, Spans
 from helixnet.planner.solve import place
 from helixnet.sim.evaluation.cells import Cell, Data, Row
 from helixnet.sim.paper.admission import ONLINE, Admission
-from helixnet.sim.paper.feeder import Feed, FillKv, Lengths, Trace, arrivals_of, lengths_of
+from helixnet.sim.paper.feeder import Feed, FillKv, Trace, arrivals_of, lengths_of
 from helixnet.sim.paper.instance import Instance, flows_of, read_instance
 from helixnet.sim.paper.outcome import Outcome
-from helixnet.sim.paper.run import Setup, Windows, simulate
+from helixnet.sim.paper.run import MEASURED_S_MAX, Setup, Windows, simulate
 
 OURS, HELIX = "ours", "helix-milp"
 METHODS = (OURS, HELIX, "petals", "swarm", "separate")
@@ -41,11 +41,7 @@ what makes their published decode rates of Helix (216.7 and 183.5 tokens/s), at 
 OFFLINE = Admission(waits=True)
 LIVES, QUICK_LIVES = 10.0, 2.0
 FIRST = Windows(300.0, 300.0)
-"""Of a run that only tells how long requests live."""
-RUNS_MAX = 3
-LIVES_SHARE = 0.9
-"""A window may turn out so much shorter than wanted, for lives differ from run to run."""
-WINDOW_S_MAX = 14_400.0
+"""Of a run that only tells how long requests live: so long the next one warms up."""
 OVERLOADED_SHARE = 0.05
 """Of the requests asked: if more than these still wait at the coordinator at the end, the load was too much."""
 
@@ -101,7 +97,7 @@ class LikeForLike(Cell, frozen=True, kw_only=True, tag="like-for-like"):
         def outcome(windows: Windows) -> Outcome:
             feed: Feed = FillKv(lengths)
             if self.online_tokens_per_s:
-                seconds = windows.warm_up_s + windows.measured_s
+                seconds = windows.warm_up_s + (MEASURED_S_MAX if windows.lives else windows.measured_s)
                 feed = Trace(arrivals_of(trace, self.online_tokens_per_s, seconds, self.seed))
             return simulate(
                 Setup(
@@ -117,14 +113,8 @@ class LikeForLike(Cell, frozen=True, kw_only=True, tag="like-for-like"):
                 self.seed,
             )
 
-        windows, last = FIRST, outcome(FIRST)
-        for _ in range(RUNS_MAX - 1):
-            life_s = max(life_of(last, lengths), 1.0)
-            wanted = Windows(life_s, min(WINDOW_S_MAX, self.lives * life_s))
-            if windows.measured_s >= LIVES_SHARE * wanted.measured_s and windows is not FIRST:
-                break
-            windows, last = wanted, outcome(wanted)
-        return _row(last, windows, life_of(last, lengths))
+        life_s = max(outcome(FIRST).life_s, 1.0)
+        return _row(outcome(Windows(life_s, life_s, self.lives)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,15 +124,6 @@ class Laid:
     spans: Spans
     flows: Mapping[Edge, float]
     kv_tokens: Mapping[int, int]
-
-
-def life_of(outcome: Outcome, lengths: Lengths) -> float:
-    """Mean seconds from a prompt's leaving the coordinator to the last token, by what a mean request is made of.
-
-    Not the mean of those that ended: in a short window these are the short ones.
-    """
-    output = sum(tokens for _, tokens in lengths) / len(lengths)
-    return outcome.prompt_s.mean + output * outcome.decode_s.mean
 
 
 def cells(quick: bool) -> tuple[Cell, ...]:
@@ -210,7 +191,7 @@ def _part(artifact: Artifact, instance: Instance, stored: tuple[str, str, str]) 
     return Laid(spans, flows_of(instance.problem, spans, through), kv_tokens)
 
 
-def _row(outcome: Outcome, windows: Windows, life_s: float) -> LikeRow:
+def _row(outcome: Outcome) -> LikeRow:
     return LikeRow(
         decode_tokens_per_s=outcome.decode_tokens_per_s,
         ttft_s=outcome.ttft_s.mean,
@@ -221,8 +202,8 @@ def _row(outcome: Outcome, windows: Windows, life_s: float) -> LikeRow:
         finished=outcome.finished,
         waiting=outcome.waiting,
         impossible=outcome.impossible,
-        window_s=windows.measured_s,
-        lives=windows.measured_s / max(life_s, 1e-9),
+        window_s=outcome.measured_s,
+        lives=outcome.measured_s / max(outcome.life_s, 1e-9),
         overloaded=outcome.waiting > OVERLOADED_SHARE * outcome.launched,
         events=outcome.events,
     )

@@ -123,6 +123,16 @@ class Feeder:
         self._gate.launch(at_s, *lengths)
 
 
+def mean_output(feed: Feed) -> float:
+    """Output tokens of a mean request; 0 without any."""
+    outputs = (
+        [arrival.output_tokens for arrival in feed.arrivals]
+        if isinstance(feed, Trace)
+        else [output for _, output in feed.lengths]
+    )
+    return sum(outputs) / max(1, len(outputs))
+
+
 def lengths_of(trace: TraceData) -> Lengths:
     """Of all requests of a trace."""
     return tuple(zip(trace.input_tokens, trace.output_tokens, strict=True))

@@ -34,6 +34,10 @@ class Spread:
 class Outcome:
     """Rates and times are of what ended within the measured window, counts of the whole run."""
 
+    measured_s: float
+    life_s: float
+    """Of a mean request, from the start of its prompt to its last token: by what it is made of, not of those that ended
+    in the window, which are the short ones if it is short."""
     decode_tokens_per_s: float
     """What the paper calls throughput: output tokens that reached the coordinator."""
     prompt_tokens_per_s: float
@@ -63,6 +67,7 @@ class Outcome:
     timeline: tuple[int, ...]
     """Output tokens in each TIMELINE_S of the run."""
     launched: int
+    """Came to the coordinator."""
     finished: int
     decoded: int
     rejected: int
@@ -81,8 +86,8 @@ class Outcome:
 class Tally:
     """Counts while a run lasts."""
 
-    def __init__(self, begins_s: float, ends_s: float) -> None:
-        self._begins_s, self._ends_s = begins_s, ends_s
+    def __init__(self, begins_s: float, output_tokens: float) -> None:
+        self._begins_s, self._output_tokens = begins_s, output_tokens
         self.prompt_s, self.decode_s, self.ttft_s, self.tpot_s = (array("d") for _ in range(4))
         self._timeline: dict[int, int] = {}
         self.prompt_tokens = self.hops = self.decoded = self.finished = 0
@@ -90,7 +95,7 @@ class Tally:
 
     def inside(self, now: float) -> bool:
         """Whether what ends now counts."""
-        return self._begins_s <= now <= self._ends_s
+        return self._begins_s <= now
 
     def prompted(self, session: Session, now: float) -> None:
         """A prompt has been through."""
@@ -121,6 +126,11 @@ class Tally:
         self._in_flight += in_flight
 
     @property
+    def life_s(self) -> float:
+        """Of a mean request so far; 0 if there was nothing."""
+        return _mean(self.prompt_s) + self._output_tokens * _mean(self.decode_s)
+
+    @property
     def kv_share(self) -> float:
         """Mean over time."""
         return self._kv / max(1, self._looks)
@@ -134,6 +144,10 @@ class Tally:
     def timeline(self) -> tuple[int, ...]:
         """Output tokens by time."""
         return tuple(self._timeline.get(slot, 0) for slot in range(max(self._timeline, default=-1) + 1))
+
+
+def _mean(seconds: array[float]) -> float:
+    return float(np.frombuffer(seconds, dtype=np.float64).mean()) if seconds else 0.0
 
 
 def spread(seconds: array[float]) -> Spread:

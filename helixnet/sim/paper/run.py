@@ -14,7 +14,7 @@ from helixnet.planner.flow import OUTSIDE, Edge
 from helixnet.planner.problem import Spans
 from helixnet.sim.engine import Engine
 from helixnet.sim.paper.admission import Admission, Expected
-from helixnet.sim.paper.feeder import Constant, Feed, Feeder, FillKv
+from helixnet.sim.paper.feeder import Constant, Feed, Feeder, FillKv, mean_output
 from helixnet.sim.paper.instance import Instance
 from helixnet.sim.paper.machines import CONCATENATES_BYTES_PER_S, COPIES_BYTES_PER_S, Holding, Machine
 from helixnet.sim.paper.network import links_of
@@ -24,6 +24,9 @@ from helixnet.sim.paper.sessions import Hop, Session
 
 LOOK_S = 1.0
 """Between looks at KV memory."""
+LIVES_MISSING = 0.01
+"""Share of the lives to be measured that need not be."""
+MEASURED_S_MAX = 14_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,8 @@ class Windows:
 
     warm_up_s: float = 60.0
     measured_s: float = 600.0
+    lives: float = 0.0
+    """Longer, up to MEASURED_S_MAX, if it takes longer to measure so many lives of a mean request under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +80,8 @@ class _Run:
     def __init__(self, setup: Setup, seed: int) -> None:
         _check(setup)
         self.setup, self.engine = setup, Engine(seed)
-        windows = setup.windows
-        self.ends_s = windows.warm_up_s + windows.measured_s
-        self.tally = Tally(windows.warm_up_s, self.ends_s)
+        self.measured_s = setup.windows.measured_s
+        self.tally = Tally(setup.windows.warm_up_s, mean_output(setup.feed))
         self.machines = self._machines()
         self.ways = self._ways()
         self.router = ROUTERS[setup.router](self.ways, random.Random(f"router {seed}"))
@@ -86,16 +90,19 @@ class _Run:
         self.expected = Expected(setup.instance.problem.layers, setup.spans, rooms, setup.admission)
         self.feeder = Feeder(setup.feed, self, seed)
         self.waiting: deque[Session] = deque()
+        self.numbers = itertools.count()
         self.launched = self.in_flight = self.rejected = self.impossible = 0
 
     def outcome(self) -> Outcome:
         """Let it happen and sum it up."""
-        engine, tally, measured_s = self.engine, self.tally, self.setup.windows.measured_s
+        engine, tally = self.engine, self.tally
         self.feeder.begin()
         engine.at(self.setup.windows.warm_up_s, self._look)
-        engine.run(until=self.ends_s)
+        measured_s = self._measure()
         machines, steps = self.machines.values(), len(tally.decode_s)
         return Outcome(
+            measured_s=measured_s,
+            life_s=tally.life_s,
             decode_tokens_per_s=steps / measured_s,
             prompt_tokens_per_s=tally.prompt_tokens / measured_s,
             prompt_s=spread(tally.prompt_s),
@@ -107,7 +114,7 @@ class _Run:
             kv_peak_share=max(each.kv_peak / max(1, each.holding.kv_token_layers) for each in machines),
             in_flight_mean=tally.in_flight_mean,
             batch_mean=sum(each.steps for each in machines) / max(1, sum(each.batches for each in machines)),
-            busy={number: each.busy_s / self.ends_s for number, each in self.machines.items()},
+            busy={number: each.busy_s / engine.now for number, each in self.machines.items()},
             hop_sessions={hop.edge: hop.sessions for hops in self.ways.values() for hop in hops},
             hop_tokens={hop.edge: hop.link.tokens for hops in self.ways.values() for hop in hops},
             timeline=tally.timeline,
@@ -122,16 +129,26 @@ class _Run:
             digest=engine.digest(),
         )
 
+    def _measure(self) -> float:
+        """Run on until all that should be is measured; returns how long that took."""
+        windows = self.setup.windows
+        measured_s = windows.measured_s
+        self.engine.run(until=windows.warm_up_s + measured_s)
+        while (wanted_s := min(MEASURED_S_MAX, windows.lives * self.tally.life_s)) * (1 - LIVES_MISSING) > measured_s:
+            measured_s = wanted_s
+            self.engine.run(until=windows.warm_up_s + measured_s)
+        return measured_s
+
     def launch(self, at_s: float, input_tokens: int, output_tokens: int) -> None:
         """A request comes to the coordinator then."""
-        self.engine.at(at_s, self._come, Session(self.launched, at_s, input_tokens, output_tokens))
-        self.launched += 1
+        self.engine.at(at_s, self._come, Session(next(self.numbers), at_s, input_tokens, output_tokens))
 
     def fullest(self) -> float:
         """Share of KV room expected to be taken, in the fullest layer. There is none for more while somebody waits."""
         return 1.0 if self.waiting else self.expected.fullest()
 
     def _come(self, session: Session) -> None:
+        self.launched += 1
         if session.tokens > self.reach[OUTSIDE]:
             self.impossible += 1
             self.feeder.impossible(self.engine.now)
