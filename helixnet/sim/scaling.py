@@ -11,6 +11,7 @@ from helixnet.sim.faults import Kind
 from helixnet.sim.report import COORDINATOR_CHANGED, ControlUse, Limits, Report, Spread, report
 from helixnet.sim.scenarios import SCENARIOS, Options
 from helixnet.sim.simulation import Setup, Simulation
+from helixnet.sim.tally import RequestTally
 
 SCENARIO = "churn"
 MINUTE_S = 60.0
@@ -46,8 +47,10 @@ class Scaled(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes/s of whoever coordinates."""
     coordinator_received: float
     control: tuple[ControlUse, ...]
+    ended_per_minute: tuple[int, ...]
+    """Requests that were answered, by the minute in which they ended, from the beginning of the load ..."""
     good_per_minute: tuple[int, ...]
-    """Requests that ended within the limits, by the minute in which they ended, from the beginning of the load."""
+    """... and those of them that were within the limits."""
     failovers_at_s: tuple[float, ...]
     """When coordinators changed, from the beginning of the load."""
     events: int
@@ -105,17 +108,18 @@ def _scaled(simulation: Simulation, shown: Report, limits: Limits) -> Scaled:
         coordinator_sent=sum(use.coordinator_sent_per_s for use in shown.control),
         coordinator_received=sum(use.coordinator_received_per_s for use in shown.control),
         control=shown.control,
-        good_per_minute=_by_minute(simulation, limits),
+        ended_per_minute=_by_minute(simulation, lambda request: not request.problem),
+        good_per_minute=_by_minute(simulation, limits.kept),
         failovers_at_s=tuple(changes),
         events=shown.events,
         digest=shown.digest,
     )
 
 
-def _by_minute(simulation: Simulation, limits: Limits) -> tuple[int, ...]:
+def _by_minute(simulation: Simulation, counts: Callable[[RequestTally], bool]) -> tuple[int, ...]:
     minutes = [0] * max(1, round(simulation.setup.seconds / MINUTE_S))
     for request in simulation.tally.requests:
         minute = int((request.last_at - simulation.began_at) // MINUTE_S)
-        if limits.kept(request) and 0 <= minute < len(minutes):
+        if counts(request) and 0 <= minute < len(minutes):
             minutes[minute] += 1
     return tuple(minutes)

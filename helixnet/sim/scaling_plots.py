@@ -8,10 +8,13 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from helixnet.sim.plots import BLUE, DIM, GREEN, ORANGE, PURPLE, RED, new_figure, save
+from helixnet.sim.plots import BLUE, DIM, GREEN, GRID, ORANGE, PURPLE, RED, new_figure, save
+from helixnet.sim.report import Limits
 from helixnet.sim.scaling import MINUTE_S, Scaled
 
 KINDS_SHOWN = 5
+LEGEND_ROOM = 30.0
+"""Times the highest value, on a logarithmic axis."""
 
 
 def draw_scaling(sizes: Sequence[Scaled], folder: Path) -> list[str]:
@@ -49,22 +52,28 @@ def _logarithmic(axis: Axes, peers: Sequence[int]) -> None:
     axis.minorticks_off()
     axis.set_xlabel("peers")
     axis.set_ylabel("bytes/s")
-    axis.legend()
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, high * LEGEND_ROOM)
+    axis.legend(loc="upper left")
 
 
 def goodput(sizes: Sequence[Scaled]) -> Figure:
-    """Requests that ended within the limits, minute by minute; changes of the coordinator as lines."""
+    """Requests answered, and of them those within the limits, minute by minute; changes of the coordinator as lines."""
     figure = new_figure(1.4 + 1.5 * len(sizes), "Goodput over time, while peers come and go")
+    limits = Limits()
+    kept = f"first token within {limits.ttft_s:g} s, then {limits.tpot_s:g} s a token"
     axes = figure.subplots(len(sizes), 1, sharex=True, squeeze=False)[:, 0]
     for axis, size in zip(axes, sizes, strict=True):
         minutes = [minute + 0.5 for minute in range(len(size.good_per_minute))]
-        axis.bar(minutes, size.good_per_minute, width=0.9, color=BLUE)
+        axis.bar(minutes, size.ended_per_minute, width=0.9, color=GRID, label="all that were answered")
+        axis.bar(minutes, size.good_per_minute, width=0.9, color=BLUE, label=kept)
         for at_s in size.failovers_at_s:
             axis.axvline(at_s / MINUTE_S, color=PURPLE, linewidth=1.0)
         axis.set_title(
-            f"{size.peers} peers, {size.left} left, {size.joined} came, {size.coordinators} changes of coordinator"
+            f"{size.peers} peers, {size.left} left, {size.joined} came, changes of coordinator: {size.coordinators}"
         )
         axis.set_ylabel("requests/min")
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.1 * max(1, *size.ended_per_minute))
+    axes[0].legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2)
     axes[-1].set_xlabel("minutes of load (lines: the coordinator changed)", color=DIM)
     return figure

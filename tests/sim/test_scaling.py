@@ -48,6 +48,7 @@ def a_size(peers: int, **changes: object) -> Scaled:
                 kind="Beat", bytes_per_s=100.0 * peers, coordinator_sent_per_s=1.0, coordinator_received_per_s=1.0
             ),
         ),
+        ended_per_minute=(3, 6),
         good_per_minute=(3, 4),
         failovers_at_s=(61.0,),
         events=1_000,
@@ -108,4 +109,5 @@ def test_peers_that_come_and_go_lose_nothing() -> None:
     assert size.is_sound and size.asked > 10
     assert size.left > 0 and size.joined > 0 and size.plans_per_hour > 0
     assert size.control_per_peer > 0 and size.coordinator_received > 0
-    assert len(size.good_per_minute) == 15 and sum(size.good_per_minute) <= size.asked
+    assert len(size.good_per_minute) == len(size.ended_per_minute) == 15
+    assert sum(size.good_per_minute) <= sum(size.ended_per_minute) <= size.asked
