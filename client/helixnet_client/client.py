@@ -9,8 +9,11 @@ from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Self
 
+import msgspec
+
 from helixnet.core.errors import UsageError
 from helixnet.core.route.request import Request, RequestConfig, RequestSpec
+from helixnet.core.sampling import Logprobs, Sampling
 from helixnet.core.wire.messages import View
 from helixnet_client.local import addresses_to_join
 from helixnet_client.swarm import Swarm
@@ -30,7 +33,7 @@ class AsyncClient:
         transport: how to connect; libp2p through hivemind's daemon by default.
 
     Every asking method takes the keyword arguments of `helixnet_client.types.Options`: `max_tokens`,
-    `temperature`, `top_k`, `top_p`, `seed`, `stop`. All raise subclasses of `HelixError`.
+    `temperature`, `top_k`, `top_p`, `seed`, `stop` and more. All raise subclasses of `HelixError`.
     """
 
     def __init__(
@@ -171,7 +174,7 @@ class AsyncStream:
             tokenizer = await self._swarm.tokenizer()
             spec = self._spec(tokenizer)
             detokenizer = Detokenizer(tokenizer, self._options.stop)
-            request = await self._swarm.run(spec, lambda ids: self._take(ids, spec, detokenizer))
+            request = await self._swarm.run(spec, lambda ids, logprobs: self._take(ids, logprobs, spec, detokenizer))
             self._put(Piece(detokenizer.finish(), ()))
             self.completion = self._complete(spec, request, detokenizer)
         finally:
@@ -191,16 +194,25 @@ class AsyncStream:
             context_tokens=view.context_tokens,
             prompt=prompt,
             tokens_max=self._options.max_tokens,
-            sampling=self._sampling,
-            stop_ids=tokenizer.stop_ids,
+            sampling=self._sampling_with(tokenizer),
+            stop_ids=tuple(dict.fromkeys((*tokenizer.stop_ids, *self._options.stop_ids))),
         )
 
-    def _take(self, ids: list[int], spec: RequestSpec, detokenizer: Detokenizer) -> bool:
+    def _sampling_with(self, tokenizer: Tokenizer) -> Sampling:
+        words = tuple(ids for word in self._options.bad_words for ids in tokenizer.word(word))
+        try:
+            return msgspec.structs.replace(self._sampling, bad_words=words) if words else self._sampling
+        except ValueError as error:
+            raise UsageError(f"{error}.") from None
+
+    def _take(
+        self, ids: list[int], logprobs: list[Logprobs | None], spec: RequestSpec, detokenizer: Detokenizer
+    ) -> bool:
         if self._first_at is None:
             self._first_at = time.perf_counter()
-        for token_id in ids:
+        for token_id, chances in zip(ids, logprobs, strict=True):
             text = "" if token_id in spec.stop_ids else detokenizer.push(token_id)
-            self._put(Piece(text, (token_id,)))
+            self._put(Piece(text, (token_id,), (chances,) if chances is not None else ()))
         return not detokenizer.stopped
 
     def _put(self, piece: Piece) -> None:
@@ -214,6 +226,7 @@ class AsyncStream:
         return Completion(
             text=detokenizer.text,
             token_ids=tuple(request.tokens),
+            logprobs=tuple(chances for chances in request.logprobs if chances is not None),
             finish="stop" if detokenizer.stopped else request.finish,
             usage=Usage(len(spec.prompt), count),
             timings=Timings(first_at - self._began, (ended - first_at) / max(1, count - 1), ended - self._began),

@@ -20,6 +20,7 @@ from helixnet.core.plan.coordinator import pointer_key
 from helixnet.core.route.follow import SwarmView, best_informed
 from helixnet.core.route.pipeline import Pipeline
 from helixnet.core.route.request import Request, RequestConfig, RequestSpec
+from helixnet.core.sampling import Logprobs
 from helixnet.core.swarm.records import PeerRecord, coordinator_named, decode_pointer
 from helixnet.core.types import PeerId, SessionId
 from helixnet.core.wire import messages as wire
@@ -33,6 +34,8 @@ FIND_S = 15.0
 ANSWER_S = 10.0
 PAUSE_S = 0.3
 REQUESTS_MAX = 256
+OnTokens = Callable[[list[int], list[Logprobs | None]], bool]
+"""Gets new token ids, with what was asked of each, and says whether to go on."""
 
 
 class ActiveRequest:
@@ -243,8 +246,8 @@ class Swarm:
 
     # --- requests ----------------------------------------------------------------------------------
 
-    async def run(self, spec: RequestSpec, on_tokens: Callable[[list[int]], bool]) -> Request:
-        """Run one request to its end; `on_tokens` gets new token ids and says whether to go on.
+    async def run(self, spec: RequestSpec, on_tokens: OnTokens) -> Request:
+        """Run one request to its end.
 
         Raises:
             HelixError: the request failed, in a sentence.
@@ -259,8 +262,8 @@ class Swarm:
             self._carry_out(active, request.tick(now))
             seen = 0
             while True:
-                new, seen = request.tokens[seen:], len(request.tokens)
-                if new and not on_tokens(new):
+                new, logprobs, seen = request.tokens[seen:], request.logprobs[seen:], len(request.tokens)
+                if new and not on_tokens(new, logprobs):
                     self._carry_out(active, request.cancel())
                 if request.over:
                     break

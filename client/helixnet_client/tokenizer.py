@@ -62,6 +62,11 @@ class Tokenizer:
             raise UsageError(f"The model's chat template refuses this conversation: {error}.") from None
         return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def word(self, text: str) -> list[tuple[int, ...]]:
+        """The ids of a word where it begins a text, and where a space comes before it."""
+        forms = (tuple(self._tokenizer.encode(form, add_special_tokens=False).ids) for form in (text, f" {text}"))
+        return list(dict.fromkeys(ids for ids in forms if ids))
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some tokens, special ones left out."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 import msgspec
 
 from helixnet.core.errors import UsageError
-from helixnet.core.sampling import SEED_MAX, Sampling
+from helixnet.core.sampling import SEED_MAX, STOP_IDS_MAX, Logprobs, Sampling
 
 TOKENS_DEFAULT = 256
 STOP_TEXTS_MAX = 16
+BAD_WORDS_MAX = 32
 
 
 class Message(TypedDict):
@@ -44,6 +45,8 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
 
     text: str
     token_ids: tuple[int, ...]
+    logprobs: tuple[Logprobs, ...] = ()
+    """If asked for, of each token: (token id, log probability) of its own, then of the likeliest, best first."""
     finish: str
     """stop (the model ended, or a stop text came), length, or cancelled."""
     usage: Usage
@@ -61,6 +64,8 @@ class Piece(msgspec.Struct, frozen=True):
 
     text: str
     token_ids: tuple[int, ...]
+    logprobs: tuple[Logprobs, ...] = ()
+    """As in Completion."""
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,22 +79,59 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    """Only tokens at least this many times as likely as the likeliest."""
+    repetition_penalty: float = 1.0
+    """Above 1: tokens that prompt or answer have become less likely."""
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    """Above 0: tokens that the answer has become less likely; by how often it has them."""
+    logit_bias: Mapping[int, float] = {}
+    """By token id, -100 to 100."""
+    bad_words: Sequence[str] = ()
+    """Texts that the answer must not contain as whole words."""
+    min_tokens: int = 0
+    logprobs: int | None = None
+    """Log probabilities of the tokens chosen, and of so many likeliest."""
     seed: int | None = None
     """None: a random one if the temperature is above 0."""
     stop: Sequence[str] = ()
     """Texts that end the answer; they are not part of it."""
+    stop_ids: Sequence[int] = ()
+    """Token ids that end the answer, besides the model's own."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise UsageError(f"max_tokens must be at least 1, not {self.max_tokens}.")
         if isinstance(self.stop, str) or len(self.stop) > STOP_TEXTS_MAX or not all(self.stop):
             raise UsageError(f"stop is a list of up to {STOP_TEXTS_MAX} texts, none of them empty.")
+        if isinstance(self.bad_words, str) or len(self.bad_words) > BAD_WORDS_MAX or not all(self.bad_words):
+            raise UsageError(f"bad_words is a list of up to {BAD_WORDS_MAX} texts, none of them empty.")
+        if len(self.stop_ids) > STOP_IDS_MAX // 2:
+            raise UsageError(f"stop_ids has at most {STOP_IDS_MAX // 2} token ids, not {len(self.stop_ids)}.")
+        if self.min_tokens > self.max_tokens:
+            raise UsageError(f"min_tokens must be at most max_tokens, {self.max_tokens}, not {self.min_tokens}.")
 
     def sampling(self, fresh_seed: int) -> Sampling:
-        """These options as the swarm takes them; `fresh_seed` is used if no seed was given."""
+        """These options as the swarm takes them, but for bad words, which take a tokenizer.
+
+        `fresh_seed` is used if no seed was given.
+        """
         seed = self.seed if self.seed is not None else (fresh_seed % (SEED_MAX + 1) if self.temperature > 0 else 0)
         try:
-            return Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, seed=seed)
+            return Sampling(
+                temperature=self.temperature,
+                top_k=self.top_k,
+                top_p=self.top_p,
+                min_p=self.min_p,
+                repetition_penalty=self.repetition_penalty,
+                presence_penalty=self.presence_penalty,
+                frequency_penalty=self.frequency_penalty,
+                logit_bias=tuple(sorted(self.logit_bias.items())),
+                min_tokens=self.min_tokens,
+                logprobs=self.logprobs,
+                seed=seed,
+            )
         except ValueError as error:
             raise UsageError(f"{error}.") from None
 

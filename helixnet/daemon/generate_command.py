@@ -30,6 +30,9 @@ def add_generate_parser(commands: Commands) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object instead: text, token_ids, finish, ..."
     )
+    parser.add_argument(
+        "--logprobs", type=int, metavar="N", help="with --json: log probabilities of each token and of the N likeliest"
+    )
     _add_options(parser)
     parser.set_defaults(func=run_generate)
 
@@ -52,13 +55,20 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--top-k", type=int, metavar="K", default=0, help="sample from the K likeliest; 0: from all (0)"
     )
+    parser.add_argument(
+        "--min-p", type=float, metavar="P", default=0.0, help="sample from what is at least P times the likeliest (0)"
+    )
+    parser.add_argument(
+        "--repetition-penalty", type=float, metavar="R", default=1.0, help="above 1: fewer repetitions (1)"
+    )
+    parser.add_argument("--stop", metavar="TEXT", action="append", default=[], help="end before this text (repeatable)")
     parser.add_argument("--seed", type=int, metavar="S", help="the same seed gives the same answer")
     parser.add_argument("--verbose", action="store_true", help="say how long it took, even if nobody watches")
     add_client_arguments(parser)
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("max_tokens", "temperature", "top_p", "top_k", "seed")
+    names = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop", "seed")
     return {name: getattr(arguments, name) for name in names}
 
 
@@ -72,11 +82,12 @@ def run_generate(arguments: argparse.Namespace) -> int:
         raise UsageError("The prompt is empty: say what to ask.")
     from helixnet_client import Client
 
+    options = {**_options(arguments), "logprobs": arguments.logprobs}
     with Client(**client_arguments(arguments)) as client:
         if arguments.raw:
-            stream = client.stream(arguments.prompt, **_options(arguments))
+            stream = client.stream(arguments.prompt, **options)
         else:
-            stream = client.stream_chat([{"role": "user", "content": arguments.prompt}], **_options(arguments))
+            stream = client.stream_chat([{"role": "user", "content": arguments.prompt}], **options)
         if arguments.json:
             for _ in stream:
                 pass

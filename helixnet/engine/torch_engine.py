@@ -20,7 +20,7 @@ from helixnet.engine.attention import Row, Step
 from helixnet.engine.base import Progress
 from helixnet.engine.kv import KvPool, SessionKv
 from helixnet.engine.layered import LayeredModel, Part
-from helixnet.engine.sampler import sample
+from helixnet.engine.sampler import NO_HISTORY, Chosen, choose
 from helixnet.engine.weights.prepared import PreparedModel
 
 log = logging.getLogger("helixnet.engine")
@@ -182,23 +182,27 @@ class TorchEngine:
         """A sampled token, an activation or nothing for each item, in order."""
         last = self._manifest.layers
         sampled = [item for item in items if item.work.layers.stop == last and item.work.sample is not None]
-        tokens: dict[int, int | str] = {}
+        tokens: dict[int, Chosen | str] = {}
         if sampled:
             logits = self._model.logits(torch.stack([item.hidden[-1] for item in sampled]))
             for item, row in zip(sampled, logits.float().cpu().numpy(), strict=True):
-                assert item.work.sample is not None
+                work = item.work
+                assert work.sample is not None
                 if np.isnan(row).any():
                     tokens[item.index] = "the logits are not numbers; the request's activations overflowed"
                 else:
-                    tokens[item.index] = sample(item.work.sample, item.work.position + item.work.tokens, row)
+                    history = work.history or NO_HISTORY
+                    tokens[item.index] = choose(work.sample, work.position + work.tokens, row, history)
         results = []
         for item in items:
             session = item.work.session
             token = tokens.get(item.index)
             if isinstance(token, str):
                 results.append(Done(session=session, error=token))
+            elif token is not None:
+                results.append(Done(session=session, token_id=token.token_id, logprobs=token.logprobs))
             elif item.work.layers.stop == last:
-                results.append(Done(session=session, token_id=token))
+                results.append(Done(session=session))
             else:
                 results.append(Done(session=session, activation=self._activation(item.hidden)))
         return results

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -72,16 +74,17 @@ def test_a_damaged_message_is_refused_or_is_still_a_message(data: st.DataObject)
         return
 
 
-def an_open(prompt: tuple[int, ...] = (1, 2), tokens_max: int = 5, session: str = "s") -> wire.Open:
-    return wire.Open(
-        session=SessionId(session),
-        pipeline=(Stage(PeerId("a"), Span(0, 3)), Stage(PeerId("b"), Span(3, 6))),
-        manifest_hash="m",
-        prompt=prompt,
-        tokens_max=tokens_max,
-        sampling=Sampling(temperature=0.7, seed=3),
-        stop_ids=(2,),
-    )
+def an_open(**changes: Any) -> wire.Open:
+    values: dict[str, Any] = {
+        "session": SessionId("s"),
+        "pipeline": (Stage(PeerId("a"), Span(0, 3)), Stage(PeerId("b"), Span(3, 6))),
+        "manifest_hash": "m",
+        "prompt": (1, 2),
+        "tokens_max": 5,
+        "sampling": Sampling(temperature=0.7, seed=3),
+        "stop_ids": (2,),
+    }
+    return wire.Open(**{**values, **changes})
 
 
 @pytest.mark.parametrize(
@@ -120,6 +123,9 @@ def test_messages_come_through_whole() -> None:
         an_open(),
         wire.Steps(items=(wire.StepItem(SessionId("s"), 3, 1, True, True),)),
         wire.Sampled(items=(wire.SampledItem(SessionId("s"), 3, 17),)),
+        wire.Sampled(items=(wire.SampledItem(SessionId("s"), 3, 17, ((17, -0.5), (4, -1.0))),)),
+        wire.Token(session=SessionId("s"), index=0, token_id=17, logprobs=((17, -0.5),)),
+        an_open(made=1, sampling=Sampling(min_p=0.1, logit_bias=((3, 1.5),), bad_words=((1, 2),), logprobs=2)),
         wire.Announce(record=a_record(2)),
         wire.Beat(state="active", term=3, uptime_s=1.5, held=(Span(0, 3),), plan=(1, 2), plan_active=True),
         wire.GetRecord(),
@@ -136,11 +142,22 @@ def test_messages_come_through_whole() -> None:
         (an_open(prompt=()), "out of bounds"),
         (an_open(tokens_max=0), "out of bounds"),
         (an_open(prompt=(1, -2)), "negative"),
+        (an_open(prompt=(1, 2), made=2), "not made"),
+        (wire.Token(session=SessionId("s"), index=0, token_id=1, logprobs=((1, 0.0),) * 22), "log probabilities"),
         (an_open(session="x" * 65), "session id is too long"),
         (wire.Broken(session=SessionId("s"), reason="x" * 3_000), "reason is too long"),
         (wire.Steps(items=(wire.StepItem(SessionId("s"), 0, 1, True, True),) * 1_025), "too many steps"),
     ],
-    ids=["empty prompt", "no tokens", "negative id", "long id", "long reason", "many steps"],
+    ids=[
+        "empty prompt",
+        "no tokens",
+        "negative id",
+        "all made",
+        "many logprobs",
+        "long id",
+        "long reason",
+        "many steps",
+    ],
 )
 def test_a_message_out_of_bounds_is_refused(message: wire.Message, complaint: str) -> None:
     with pytest.raises(RemoteProtocolError, match=complaint):

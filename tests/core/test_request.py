@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 from helixnet.core.errors import CapacityError
+from helixnet.core.machine import Send
 from helixnet.core.route.pipeline import Pipeline, Stage
 from helixnet.core.route.request import Request, RequestConfig, RequestSpec
 from helixnet.core.types import PeerId, SessionId, Span
@@ -103,5 +104,6 @@ def test_a_stream_that_finds_only_small_stages_waits_for_other_layers() -> None:
     refuse(request, 1.0, "too_long")
     assert not request.over
     request.plan_changed(2.0)
-    request.tick(2.0)
+    (opened,) = (e.message for e in request.tick(2.0) if isinstance(e, Send) and isinstance(e.message, wire.Open))
+    assert (opened.prompt, opened.made) == ((1, 2, 7), 1)
     assert len(request.pipelines) == 2, "whoever was too small may have more room now"

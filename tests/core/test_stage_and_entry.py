@@ -388,6 +388,30 @@ def test_the_prompt_goes_in_by_chunks_once_every_stage_has_room() -> None:
     assert run.batch[0].tokens == 128 and not run.batch[0].wanted
 
 
+def test_only_an_exit_that_looks_back_is_told_the_prompt() -> None:
+    resumed = an_open(prompt=(1, 2, 3), made=1, sampling=Sampling(repetition_penalty=1.1))
+    for opened, told in ((an_open(), ((), 0, ())), (resumed, ((1, 2, 3), 1, (7,)))):
+        reserves = sent(EntryMachine(ME, a_stage(), EntryConfig()).open(CLIENT, opened, 0.0))
+        assert [(r.prompt, r.made, r.stop_ids) for r in reserves if isinstance(r, wire.Reserve)] == [((), 0, ()), told]
+
+
+def test_an_exit_remembers_what_it_chose() -> None:
+    stage, session = a_stage(Span(3, LAYERS)), SessionId("s")
+    way = (Stage(NEXT, Span(0, 3)), Stage(ME, Span(3, LAYERS)))
+    history: dict[str, Any] = {"prompt": (4, 5, 6), "made": 1, "stop_ids": (7,), "sampling": Sampling(min_tokens=3)}
+    stage.reserve(NEXT, reserve(pipeline=way, stage=1, prompt_tokens=3, **history), 0.0)
+    stage.sessions[session].next_position = 2
+    looked_back = []
+    for position, token in ((2, 8), (3, 9)):
+        step = wire.Steps(items=(wire.StepItem(session, position, 1, True, True),))
+        (run,) = (e for e in stage.steps(NEXT, step, memoryview(bytes(ROW)), 0.0) if isinstance(e, RunBatch))
+        seen = run.batch[0].history
+        assert seen is not None
+        looked_back.append((seen.prompt, tuple(seen.made), seen.stop_ids))
+        stage.done(BatchDone((Done(session=session, token_id=token),), 0.1), 0.1)
+    assert looked_back == [((4, 5), (6,), (7,)), ((4, 5), (6, 8), (7,))]
+
+
 def test_a_refusal_frees_every_stage_and_reaches_the_client() -> None:
     ring = Ring()
     refused = wire.Refused(session=SessionId("s"), peer=NEXT, code="busy")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import builtins
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
 from helixnet.core.errors import Busy, HelixError
+from helixnet.daemon.cli import make_parser
 from helixnet.daemon.generate_command import Chat, summary
 from helixnet_client import Client, Completion, Message, Piece, Timings, Usage
 
@@ -66,8 +66,7 @@ def a_chat(monkeypatch: pytest.MonkeyPatch, client: FakeClient, *said: str | Bas
         return line
 
     monkeypatch.setattr(builtins, "input", read)
-    options: dict[str, Any] = {"max_tokens": 5, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "seed": None}
-    return Chat(cast(Client, client), argparse.Namespace(**options, verbose=False))
+    return Chat(cast(Client, client), make_parser().parse_args(["chat", "--max-tokens", "5"]))
 
 
 def contents(messages: list[Message]) -> list[str]:

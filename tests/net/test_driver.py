@@ -144,7 +144,7 @@ def asking(count: int) -> RequestSpec:
 
 async def test_two_drivers_answer_a_client() -> None:
     async with a_swarm() as (_, swarm, _):
-        requests = await asyncio.gather(*(swarm.run(asking(12), lambda _: True) for _ in range(4)))
+        requests = await asyncio.gather(*(swarm.run(asking(12), lambda *_: True) for _ in range(4)))
         for request in requests:
             assert request.tokens == toy_output(PROMPT, 12)
             assert len(request.pipelines) == 1
@@ -152,7 +152,7 @@ async def test_two_drivers_answer_a_client() -> None:
 
 async def test_a_client_that_has_enough_cancels_and_nothing_stays_open() -> None:
     async with a_swarm() as (_, swarm, _):
-        request = await swarm.run(asking(200), lambda _: False)
+        request = await swarm.run(asking(200), lambda *_: False)
         assert request.finish == "cancelled" and 1 <= len(request.tokens) < 200
         async with asyncio.timeout(20):
             while any(row.record.sessions for row in (await swarm.fresh_view()).members):
@@ -169,7 +169,7 @@ async def test_a_stranger_that_breaks_the_protocol_loses_its_channel_and_the_swa
             lost = {(await stranger.receive()) for _ in range(2)}
         assert {item.peer for item in lost if isinstance(item, Gone)} == {"a", "b"}
         assert all(any(event.kind == "peer.broke_protocol" for event in seen) for seen in events)
-        request = await swarm.run(asking(5), lambda _: True)
+        request = await swarm.run(asking(5), lambda *_: True)
         assert request.tokens == toy_output(PROMPT, 5)
         await stranger.close()
 
@@ -178,5 +178,5 @@ async def test_a_client_outlives_a_directory_that_cannot_be_reached() -> None:
     async with a_swarm() as (_, swarm, _):
         swarm.directory = UnreachableDirectory()
         await swarm._ask_somebody()  # what following the swarm does when its peer falls silent
-        request = await swarm.run(asking(5), lambda _: True)
+        request = await swarm.run(asking(5), lambda *_: True)
         assert request.tokens == toy_output(PROMPT, 5)

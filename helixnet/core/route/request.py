@@ -26,7 +26,7 @@ from helixnet.core.errors import (
 )
 from helixnet.core.machine import NEVER, Effect, Emit, Event, Gone, Outcome, Send
 from helixnet.core.route.pipeline import Pipeline
-from helixnet.core.sampling import STOP_IDS_MAX, Sampling
+from helixnet.core.sampling import STOP_IDS_MAX, Logprobs, Sampling
 from helixnet.core.types import PeerId, SessionId
 from helixnet.core.wire import messages as wire
 
@@ -105,6 +105,8 @@ class Request:
     ) -> None:
         self.spec = spec
         self.tokens: list[int] = []
+        self.logprobs: list[Logprobs | None] = []
+        """Of each token, if they were asked for."""
         self.finish = ""
         self.error: HelixError | None = None
         self.session: SessionId | None = None
@@ -213,6 +215,7 @@ class Request:
             tokens_max=self.spec.tokens_limit - len(self.tokens),
             sampling=self.spec.sampling,
             stop_ids=self.spec.stop_ids,
+            made=len(self.tokens),
         )
         opened = Event("request.opened", {"attempt": len(self.pipelines), "stages": len(pipeline)})
         return [Send(self.entry, message), Emit(opened)]
@@ -232,6 +235,7 @@ class Request:
             gap = RemoteProtocolError(f"Token {message.index} came where {expected} was due.")
             return self._retry((), gap, now)
         self.tokens.append(message.token_id)
+        self.logprobs.append(message.logprobs)
         self._progress_at, self._next_at = now, now + self._config.stall_s
         self._pause_s, self._refused_at = self._config.retry_s, NEVER
         if message.finish:

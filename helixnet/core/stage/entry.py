@@ -73,22 +73,7 @@ class EntryMachine:
         peers = [stage.peer for stage in message.pipeline]
         self.sessions[message.session] = EntrySession(sender, message, set(peers), now, now, dict.fromkeys(peers, now))
         self._due_at = min(self._due_at, now + self._config.reserve_s)
-        last = len(peers) - 1
-        return [
-            Send(
-                peer,
-                wire.Reserve(
-                    session=message.session,
-                    pipeline=message.pipeline,
-                    stage=stage,
-                    manifest_hash=message.manifest_hash,
-                    tokens_max=len(message.prompt) + message.tokens_max,
-                    prompt_tokens=len(message.prompt),
-                    sampling=message.sampling if stage == last else None,
-                ),
-            )
-            for stage, peer in enumerate(peers)
-        ]
+        return [Send(peer, reserve) for peer, reserve in zip(peers, _reservations(message), strict=True)]
 
     def _objection(self, message: wire.Open) -> tuple[str, str]:
         manifest = self._stage.manifest
@@ -156,7 +141,13 @@ class EntryMachine:
             finish = "stop"
         elif session.made + 1 >= session.open.tokens_max:
             finish = "length"
-        token = wire.Token(session=item.session, index=session.made, token_id=item.token_id, finish=finish)
+        token = wire.Token(
+            session=item.session,
+            index=session.made,
+            token_id=item.token_id,
+            finish=finish,
+            logprobs=item.logprobs,
+        )
         session.made += 1
         session.progress_at = session.heard_at[session.open.pipeline[-1].peer] = now
         if finish:
@@ -253,3 +244,22 @@ class EntryMachine:
     def _end(self, session_id: SessionId) -> list[Effect]:
         session = self.sessions.pop(session_id)
         return [Send(stage.peer, wire.Release(session=session_id)) for stage in session.open.pipeline]
+
+
+def _reservations(message: wire.Open) -> list[wire.Reserve]:
+    """For each stage. Only the exit is told how to sample, and what came before only if that matters."""
+    reservations = [
+        wire.Reserve(
+            session=message.session,
+            pipeline=message.pipeline,
+            stage=stage,
+            manifest_hash=message.manifest_hash,
+            tokens_max=len(message.prompt) + message.tokens_max,
+            prompt_tokens=len(message.prompt),
+        )
+        for stage in range(len(message.pipeline))
+    ]
+    at_exit = msgspec.structs.replace(reservations[-1], sampling=message.sampling)
+    if message.sampling.looks_back:
+        at_exit = msgspec.structs.replace(at_exit, prompt=message.prompt, made=message.made, stop_ids=message.stop_ids)
+    return [*reservations[:-1], at_exit]

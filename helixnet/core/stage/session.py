@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from helixnet.core.route.pipeline import Pipeline
-from helixnet.core.sampling import Sampling
+from helixnet.core.sampling import History, Sampling
 from helixnet.core.types import PeerId, SessionId, Span
 
 
@@ -20,6 +20,8 @@ class StageSession:
     prompt_left: int
     """Prompt tokens that have not run here yet."""
     sampling: Sampling | None
+    history: History | None
+    """For the exit, if sampling looks back."""
     active_at: float
     next_position: int = 0
     layers: Span = field(init=False)

@@ -18,6 +18,7 @@ from helixnet.core.machine import (
 )
 from helixnet.core.model import DTYPE_BYTES, Manifest
 from helixnet.core.route.pipeline import check_pipeline
+from helixnet.core.sampling import History
 from helixnet.core.stage.batch import DECODE_BATCH_MAX, PREFILL_BUDGET_TOKENS, Batcher
 from helixnet.core.stage.meter import Meter
 from helixnet.core.stage.pages import PAGE_TOKENS, PagePool, pages_for
@@ -133,6 +134,7 @@ class StageMachine:
             tokens_max=message.tokens_max,
             prompt_left=message.prompt_tokens,
             sampling=message.sampling,
+            history=_history(message),
             active_at=now,
         )
         self._in_line += message.prompt_tokens
@@ -205,6 +207,7 @@ class StageMachine:
                     position=item.position,
                     activation=Activation(dtype, tokens, width, rows),
                     sample=session.sampling if item.sample and session.next_hop is None else None,
+                    history=session.history,
                     wanted=item.sample,
                     decode=item.decode,
                 )
@@ -223,7 +226,7 @@ class StageMachine:
             return self._broken(session, (), problem)
         self.meter.count(None, work.tokens, now)
         if work.wanted and session.next_hop is None:
-            work = msgspec.structs.replace(work, sample=session.sampling)
+            work = msgspec.structs.replace(work, sample=session.sampling, history=session.history)
         self._batcher.add(work)
         return []
 
@@ -250,7 +253,10 @@ class StageMachine:
             if result.error is not None:
                 effects += self._broken(session, (self.me,), f"the engine failed: {result.error}")
             elif result.token_id is not None:
-                item = wire.SampledItem(work.session, work.position + work.tokens - 1, result.token_id)
+                if session.history is not None:
+                    session.history.made.append(result.token_id)
+                last = work.position + work.tokens - 1
+                item = wire.SampledItem(work.session, last, result.token_id, result.logprobs)
                 sampled.setdefault(session.entry, []).append(item)
             elif activation is not None and session.next_hop is not None:
                 way = session.next_hop, work.decode
@@ -322,3 +328,11 @@ class StageMachine:
     def _broken(self, session: StageSession, suspects: tuple[PeerId, ...], reason: str) -> list[Effect]:
         told = Send(session.entry, wire.Broken(session=session.session, suspects=suspects, reason=reason))
         return [told, *self.release(session.session)]
+
+
+def _history(message: wire.Reserve) -> History | None:
+    """What the exit is told that came before, if it has to know."""
+    if message.sampling is None or not message.sampling.looks_back:
+        return None
+    made_from = len(message.prompt) - message.made
+    return History(message.prompt[:made_from], list(message.prompt[made_from:]), message.stop_ids)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from helixnet.core.sampling import Sampling
+from helixnet.core.sampling import History, Logprobs, Sampling
 from helixnet.core.types import SessionId, Span
 from helixnet.core.wire.activation import Activation
 
@@ -24,6 +24,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     token_ids: tuple[int, ...] | None = None
     activation: Activation | None = None
     sample: Sampling | None = None
+    history: History | None = None
+    """What `sample` looks back on, if it does."""
     wanted: bool = False
     """Whether the last token is to be sampled at the exit; stages before it pass this on."""
     decode: bool = False
@@ -44,4 +46,6 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     session: SessionId
     activation: Activation | None = None
     token_id: int | None = None
+    logprobs: Logprobs | None = None
+    """If they were asked for, with the token."""
     error: str | None = None

@@ -9,7 +9,7 @@ import msgspec
 from helixnet.core.errors import RemoteProtocolError
 from helixnet.core.plan.plan import PEERS_MAX, Plan
 from helixnet.core.route.pipeline import STAGES_MAX, Pipeline
-from helixnet.core.sampling import STOP_IDS_MAX, Sampling
+from helixnet.core.sampling import LOGPROBS_MAX, STOP_IDS_MAX, Logprobs, Sampling
 from helixnet.core.swarm.records import ADDRESSES_MAX, SPANS_MAX, STATES, Observed, PeerRecord
 from helixnet.core.types import SESSION_ID_CHARS_MAX, PeerId, SessionId, Span
 
@@ -220,7 +220,7 @@ class Open(_Message, frozen=True):
     """Client to entry: run this prompt through this pipeline.
 
     A resumed request is an Open whose prompt ends with the tokens made so far: sampling depends only on
-    (seed, position, logits), so it goes on with the very same tokens.
+    (settings, position, logits, history), so it goes on with the very same tokens.
     """
 
     session: SessionId
@@ -231,6 +231,8 @@ class Open(_Message, frozen=True):
     """New tokens to make at most."""
     sampling: Sampling
     stop_ids: tuple[int, ...] = ()
+    made: int = 0
+    """So many of the prompt's last tokens are of the answer."""
 
 
 class Opened(_Message, frozen=True):
@@ -250,7 +252,10 @@ class Reserve(_Message, frozen=True):
     prompt_tokens: int
     """Of these, how many come first and at once."""
     sampling: Sampling | None = None
-    """For the exit only."""
+    """For the exit only; what follows, too, and only if sampling looks back."""
+    prompt: tuple[int, ...] = ()
+    made: int = 0
+    stop_ids: tuple[int, ...] = ()
 
 
 class Reserved(_Message, frozen=True):
@@ -297,6 +302,7 @@ class SampledItem(msgspec.Struct, frozen=True, array_like=True):
     session: SessionId
     position: int
     token_id: int
+    logprobs: Logprobs | None = None
 
 
 class Sampled(_Message, frozen=True):
@@ -312,6 +318,7 @@ class Token(_Message, frozen=True):
     index: int
     token_id: int
     finish: str = ""
+    logprobs: Logprobs | None = None
 
 
 class Broken(_Message, frozen=True):
@@ -405,14 +412,23 @@ def _out_of_bounds(message: Message) -> str:
                 return "too many stop ids or stages"
             if min(message.prompt) < 0:
                 return "a token id is negative"
+            if not 0 <= message.made < len(message.prompt):
+                return "a prompt has no token that was not made"
         case Reserve():
             if not 0 <= message.stage < len(message.pipeline) <= STAGES_MAX:
                 return "a reservation names a stage its pipeline does not have"
             if not 1 <= message.prompt_tokens <= message.tokens_max <= 2 * PROMPT_TOKENS_MAX:
                 return "a reservation is out of bounds"
+            if not 0 <= message.made <= len(message.prompt) <= message.prompt_tokens:
+                return "a reservation's history is out of bounds"
+            if len(message.stop_ids) > STOP_IDS_MAX:
+                return "too many stop ids"
         case Steps() | Sampled():
             if len(message.items) > STEPS_MAX:
                 return "too many steps in one frame"
+        case Token():
+            if message.logprobs is not None and len(message.logprobs) > LOGPROBS_MAX + 1:
+                return "too many log probabilities"
         case Yielded() | Lease():
             if len(message.addresses) > ADDRESSES_MAX:
                 return "too many addresses of a coordinator"
