@@ -75,7 +75,7 @@ def story(seed: int) -> Setup:
         faults=tuple(sorted(_faults(rng, names), key=lambda fault: fault.at_s)),
         seed=seed,
         config=SimConfig(peer=_bounds(random.Random(f"bounds {seed}"))),
-        request=RequestConfig(patience_s=900.0, unserved_s=900.0, attempts_max=10_000),
+        request=RequestConfig(patience_s=900.0, unserved_s=900.0, too_long_s=900.0, attempts_max=10_000),
         solving=first_fit(WORKLOAD),
     )
 

@@ -26,7 +26,7 @@ from helixnet.sim.world import Link, World, world_in, world_of
 LAN_LINK = Link(0.0002, 1_000 * MBIT)
 HOME_CLIENT = Link(0.015, 100 * MBIT)
 """Between a client at home and any peer: half of a round trip of 30 ms."""
-PATIENT = RequestConfig(patience_s=1_800.0, unserved_s=1_800.0, attempts_max=100_000)
+PATIENT = RequestConfig(patience_s=1_800.0, unserved_s=1_800.0, too_long_s=1_800.0, attempts_max=100_000)
 """Who measures saturation, or what a swarm that comes and goes loses, waits as long as it takes."""
 CONVERSATION = Workload(prompt_tokens=763, output_tokens=232)
 """The mean request of the conversation trace."""

@@ -76,8 +76,9 @@ class SimConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(slots=True)
 class SimPeer:
-    """One peer's machine, its device, and its clock."""
+    """One process of a peer, its device, and its clock: whoever comes back by the same name is another."""
 
+    name: PeerId
     peer: Peer
     device: Device
     watch: PeerWatch
@@ -88,6 +89,11 @@ class SimPeer:
     talked: dict[PeerId, None] = field(default_factory=dict)
     """Who has a channel with it, in order of first contact."""
     sent_bytes: int = 0
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether this process is gone, even if another runs by its name now."""
+        return self.left_at < NEVER
 
     def clock(self, now: float) -> float:
         """What its own clock says."""
@@ -139,13 +145,13 @@ class Swarm:
         )
         peer = Peer(facts, self.config.peer, self.engine.now)
         peer.addresses = (f"/sim/{name}",)
-        one = SimPeer(peer, device, PeerWatch(peer), joined_at=self.engine.now)
+        one = SimPeer(name, peer, device, PeerWatch(peer), joined_at=self.engine.now)
         self.peers[name] = one
         self._directory.changed()
         self.engine.note(f"join {name}")
-        self.engine.after(self.engine.rng.uniform(0, 0.2), self._tick, name)
-        self.engine.after(self.engine.rng.uniform(0, 0.2), self._read, name)
-        self.engine.after(MEASURING_S * self.engine.rng.uniform(0.5, 1.5), self._measured, name, said or truth)
+        self.engine.after(self.engine.rng.uniform(0, 0.2), self._tick, one)
+        self.engine.after(self.engine.rng.uniform(0, 0.2), self._read, one)
+        self.engine.after(MEASURING_S * self.engine.rng.uniform(0.5, 1.5), self._measured, one, said or truth)
         return one
 
     def crash(self, name: PeerId) -> None:
@@ -163,21 +169,20 @@ class Swarm:
         one = self.peers[name]
         self.engine.note(f"leave {name}")
         self._apply(name, one.peer.leave(one.clock(self.engine.now)))
-        self._leaving(name)
+        self._leaving(one)
 
-    def _leaving(self, name: PeerId) -> None:
-        one = self.peers.get(name)
-        if one is None:
+    def _leaving(self, one: SimPeer) -> None:
+        if one.has_ended:
             return
         if one.peer.may_stop(one.clock(self.engine.now)):
-            self._apply(name, one.peer.stop())
-            self.engine.after(0.5, self._stopped, name)
+            self._apply(one.name, one.peer.stop())
+            self.engine.after(0.5, self._stopped, one)
         else:
-            self.engine.after(0.25, self._leaving, name)
+            self.engine.after(0.25, self._leaving, one)
 
-    def _stopped(self, name: PeerId) -> None:
-        if name in self.peers:
-            self.crash(name)
+    def _stopped(self, one: SimPeer) -> None:
+        if not one.has_ended:
+            self.crash(one.name)
 
     def _remove(self, name: PeerId, how: str) -> SimPeer:
         one = self.gone[name] = self.peers.pop(name)
@@ -188,21 +193,20 @@ class Swarm:
 
     # --- the driver's loops ------------------------------------------------------------------------
 
-    def _tick(self, name: PeerId) -> None:
-        one = self.peers.get(name)
-        if one is None:
+    def _tick(self, one: SimPeer) -> None:
+        if one.has_ended:
             return
         now = one.clock(self.engine.now)
-        self._apply(name, one.peer.tick(now))
+        self._apply(one.name, one.peer.tick(now))
         wait_s = max(TICK_S_MIN, min(self.config.tick_s_max, (one.peer.deadline() - now) / one.clock_rate))
-        self.engine.after(wait_s, self._tick, name)
+        self.engine.after(wait_s, self._tick, one)
 
-    def _read(self, name: PeerId) -> None:
-        one = self.peers.get(name)
-        if one is not None:
-            for key in one.peer.keys_to_read(self.config.read_s, one.clock(self.engine.now)):
-                self.engine.after(DIRECTORY_S, self._listed, name, key, self.members(name, key))
-            self.engine.after(self.config.read_s, self._read, name)
+    def _read(self, one: SimPeer) -> None:
+        if one.has_ended:
+            return
+        for key in one.peer.keys_to_read(self.config.read_s, one.clock(self.engine.now)):
+            self.engine.after(DIRECTORY_S, self._listed, one, key, self.members(one.name, key))
+        self.engine.after(self.config.read_s, self._read, one)
 
     def members(self, reader: PeerId, key: str = front_key(NETWORK)) -> list[PeerRecord]:
         """What the directory tells `reader`; records of those it is cut off from do not reach it."""
@@ -225,26 +229,23 @@ class Swarm:
             known = self._decoded[owner] = value, decode_record(owner, value)
         return known[1]
 
-    def _listed(self, name: PeerId, key: str, records: list[PeerRecord]) -> None:
-        one = self.peers.get(name)
-        if one is not None:
-            self._apply(name, one.peer.listed(records, one.clock(self.engine.now), key))
+    def _listed(self, one: SimPeer, key: str, records: list[PeerRecord]) -> None:
+        if not one.has_ended:
+            self._apply(one.name, one.peer.listed(records, one.clock(self.engine.now), key))
 
-    def _measured(self, name: PeerId, capability: Capability) -> None:
-        one = self.peers.get(name)
-        if one is not None:
-            self._apply(name, one.peer.measured(capability, one.clock(self.engine.now)))
-            self._measure_links(name)
+    def _measured(self, one: SimPeer, capability: Capability) -> None:
+        if not one.has_ended:
+            self._apply(one.name, one.peer.measured(capability, one.clock(self.engine.now)))
+            self._measure_links(one)
 
-    def _measure_links(self, name: PeerId) -> None:
+    def _measure_links(self, one: SimPeer) -> None:
         """What the real peer's prober would know: its links to as many live members as a record holds."""
-        one = self.peers.get(name)
-        if one is None:
+        if one.has_ended:
             return
         known = {measure.target: measure for measure in one.peer.links}
         live = [member.record.peer for member in one.peer.membership.live()[:LINKS_MAX]]
-        one.peer.links = tuple([known.get(target) or self._measure(name, target) for target in live])
-        self.engine.after(LINKS_S, self._measure_links, name)
+        one.peer.links = tuple([known.get(target) or self._measure(one.name, target) for target in live])
+        self.engine.after(LINKS_S, self._measure_links, one)
 
     def _measure(self, source: PeerId, target: PeerId) -> LinkMeasure:
         """What is true of a link stays true."""
@@ -274,54 +275,51 @@ class Swarm:
             case Emit():
                 self.on_event(self.engine.now, me, effect.event)
             case Publish():
-                self.engine.after(DIRECTORY_S, self._publish, me, effect)
+                self.engine.after(DIRECTORY_S, self._publish, self.peers[me], effect)
             case Solve():
                 answer, seconds = self._solve(self._truly(effect))
-                self.engine.after(seconds, self._answered, me, answer)
+                self.engine.after(seconds, self._answered, self.peers[me], answer)
             case LoadSpan() | DropLayers():
                 self._move(me, effect)
 
-    def _answered(self, me: PeerId, answer: Answer) -> None:
-        if me in self.peers:
-            self._came(me, me, answer())
+    def _answered(self, one: SimPeer, answer: Answer) -> None:
+        if not one.has_ended:
+            self._came(one.name, one.name, answer())
 
     def _truly(self, effect: Solve) -> Solve:
         """The question with the model's real rows, which the planner charges links for."""
         snapshot = msgspec.structs.replace(effect.snapshot, manifest=self.world.manifest)
         return msgspec.structs.replace(effect, snapshot=snapshot)
 
-    def _publish(self, me: PeerId, effect: Publish) -> None:
-        if me in self.peers:
+    def _publish(self, one: SimPeer, effect: Publish) -> None:
+        if not one.has_ended:
             key, value = effect.key, effect.value
-            longer = record_id_bytes(self._record(me, value)) if key != self._pointer_key else 0
-            self._directory.publish(me, effect, len(value) + longer)
+            longer = record_id_bytes(self._record(one.name, value)) if key != self._pointer_key else 0
+            self._directory.publish(one.name, effect, len(value) + longer)
 
     def _run(self, me: PeerId, effect: RunBatch) -> None:
-        seconds = self.peers[me].device.seconds(effect.batch)
-        self.engine.after(seconds, self._ran, me, effect, seconds)
+        one = self.peers[me]
+        seconds = one.device.seconds(effect.batch)
+        self.engine.after(seconds, self._ran, one, effect, seconds)
 
-    def _ran(self, me: PeerId, effect: RunBatch, seconds: float) -> None:
-        one = self.peers.get(me)
-        if one is not None:
-            self._came(me, me, BatchDone(one.device.run(effect.batch, seconds), seconds))
+    def _ran(self, one: SimPeer, effect: RunBatch, seconds: float) -> None:
+        if not one.has_ended:
+            self._came(one.name, one.name, BatchDone(one.device.run(effect.batch, seconds), seconds))
 
     def _move(self, me: PeerId, effect: LoadSpan | DropLayers) -> None:
-        device = self.peers[me].device
-        if isinstance(effect, LoadSpan):
-            self.engine.after(device.load_s(effect.span), self._moved, me, effect)
-        else:
-            self.engine.after(TICK_S_MIN, self._moved, me, effect)
+        one = self.peers[me]
+        seconds = one.device.load_s(effect.span) if isinstance(effect, LoadSpan) else TICK_S_MIN
+        self.engine.after(seconds, self._moved, one, effect)
 
-    def _moved(self, me: PeerId, effect: LoadSpan | DropLayers) -> None:
-        one = self.peers.get(me)
-        if one is None:
+    def _moved(self, one: SimPeer, effect: LoadSpan | DropLayers) -> None:
+        if one.has_ended:
             return
         if isinstance(effect, LoadSpan):
             one.device.load(effect.span)
-            self._came(me, me, Loaded(one.device.held()))
+            self._came(one.name, one.name, Loaded(one.device.held()))
         else:
             one.device.drop(effect.keep)
-            self._came(me, me, Dropped(one.device.held()))
+            self._came(one.name, one.name, Dropped(one.device.held()))
 
     # --- messages ----------------------------------------------------------------------------------
 

@@ -89,9 +89,16 @@ def test_pipelines_that_break_are_counted() -> None:
     assert request.over and "it broke" in str(request.error)
 
 
-def test_a_request_longer_than_any_way_has_room_for_ends_at_once_with_a_sentence() -> None:
+def test_a_request_longer_than_any_way_has_room_for_soon_ends_with_a_sentence() -> None:
     request = a_request()
     refuse(request, 1.0, "too_long")
+    request.plan_changed(2.0)
+    request.tick(2.0)
+    refuse(request, 2.1, "too_long")
+    while not request.over:
+        now = request.deadline()
+        request.tick(now)
+    assert now == 1.0 + CONFIG.too_long_s
     assert isinstance(request.error, CapacityError)
     assert "2 prompt and 1 new tokens" in str(request.error) and "fewer" in str(request.error)
 

@@ -60,6 +60,8 @@ class RequestConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Give up when no token came for this long over all attempts ..."""
     unserved_s: float = 20.0
     """... or for this long if no pipeline was ever found."""
+    too_long_s: float = 5.0
+    """... or for this long if all ways have too little room for so many tokens, however empty: another plan may not."""
     attempts_max: int = 64
     """Pipelines that may break; refusals of full peers do not count, patience bounds them."""
 
@@ -119,6 +121,8 @@ class Request:
         self._masked: dict[PeerId, float] = {}
         self._too_small: set[PeerId] = set()
         """Who has no room for so many tokens, even alone."""
+        self._too_long_at = NEVER
+        """Since when nothing but that is in the way."""
         self._refused_at = NEVER
         """By full peers, for the first time since the last token."""
         self._was_routed = False
@@ -139,7 +143,8 @@ class Request:
 
     @property
     def _gives_up_at(self) -> float:
-        return self._progress_at + (self._config.patience_s if self._was_routed else self._config.unserved_s)
+        patience_s = self._config.patience_s if self._was_routed else self._config.unserved_s
+        return min(self._progress_at + patience_s, self._too_long_at + self._config.too_long_s)
 
     def tick(self, now: float) -> list[Effect]:
         """Open, open again, or give up, as time demands."""
@@ -167,6 +172,7 @@ class Request:
             return []
         match message:
             case wire.Opened():
+                self._too_long_at = NEVER
                 # Also comes again while a slow ring is alive: the entry vouches for it.
                 self._progress_at, self._next_at = now, now + self._config.stall_s
             case wire.Token():
@@ -199,8 +205,7 @@ class Request:
         pipeline = self._routes.pick(self._avoided(now))
         if isinstance(pipeline, str):
             if self._is_too_long(now):
-                self.error = self._last_problem
-                return []
+                self._too_long_at = min(self._too_long_at, now)
             return self._wait(self._last_problem or SwarmTooSmall(pipeline), now)
         self.pipelines.append(pipeline)
         self._was_routed = True
@@ -224,7 +229,7 @@ class Request:
         return frozenset(peer for peer, until in self._masked.items() if until > now)
 
     def _is_too_long(self, now: float) -> bool:
-        """Whether nothing but its length is in the way. Who has given tokens already waits for a better plan."""
+        """Whether nothing but its length is in the way. Who has given tokens already waits as long as others."""
         return bool(self._too_small) and not self.tokens and self._avoided(now) == self._too_small
 
     def _take(self, message: wire.Token, now: float) -> list[Effect]:
@@ -254,6 +259,7 @@ class Request:
         if message.code == "too_long":
             self._too_small.add(message.peer)
             return self._retry((message.peer,), self._too_long(message), now, masked_s=NEVER)
+        self._too_long_at = NEVER
         problem = Busy(message.reason or f"Peer {_short(message.peer)} is {message.code}.")
         self._refused_at = min(self._refused_at, now)
         if message.code == "busy" and now < self._refused_at + self._config.turn_s and not self._avoided(now):
@@ -292,6 +298,9 @@ class Request:
         return [Emit(Event("request.waiting", {"why": str(problem)}))]
 
     def _give_up(self, now: float) -> list[Effect]:
+        if now >= self._too_long_at + self._config.too_long_s:
+            self.error = self._last_problem
+            return self._abandon()
         waited = now - self._progress_at
         problem = self._last_problem or NetworkError("No peer answered.")
         tried = f" over {len(self.pipelines)} attempts" if self.pipelines else ""
