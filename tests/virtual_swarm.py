@@ -20,6 +20,7 @@ from helixnet.core.machine import (
     Emit,
     Event,
     Gone,
+    GrowKv,
     Loaded,
     LoadSpan,
     OpenKv,
@@ -310,6 +311,8 @@ class VirtualSwarm:
                 self._outcome(me, STEP_S, BatchDone(results, STEP_S))
             case OpenKv():
                 engine.kv[effect.session] = (effect.layers, 0, b"")
+            case GrowKv():
+                assert effect.session in engine.kv
             case ReleaseKv():
                 engine.kv.pop(effect.session, None)
             case LoadSpan():

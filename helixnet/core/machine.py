@@ -52,11 +52,18 @@ class RunBatch(_Value, frozen=True):
 
 
 class OpenKv(_Value, frozen=True):
-    """Make the engine's room for a session whose pages were just reserved."""
+    """Make the engine's room for so many tokens of a session whose pages were just counted."""
 
     session: SessionId
     layers: Span
-    tokens_max: int
+    tokens: int
+
+
+class GrowKv(_Value, frozen=True):
+    """Make the engine's room of a session one for `tokens` tokens."""
+
+    session: SessionId
+    tokens: int
 
 
 class ReleaseKv(_Value, frozen=True):
@@ -93,7 +100,7 @@ class Emit(_Value, frozen=True):
     event: Event
 
 
-Effect = Send | Publish | RunBatch | OpenKv | ReleaseKv | LoadSpan | DropLayers | Solve | Emit
+Effect = Send | Publish | RunBatch | OpenKv | GrowKv | ReleaseKv | LoadSpan | DropLayers | Solve | Emit
 
 
 # --- what the driver brings back -------------------------------------------------------------------

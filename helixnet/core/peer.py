@@ -431,7 +431,7 @@ class Peer:
             coordinator=self.election.holder,
             uptime_s=now - self._started_at,
             sessions=len(self.stage.sessions),
-            kv_free=self.stage.pool.free_share,
+            kv_free=self.stage.ledger.free_share,
             tokens_per_s=sum(rate.tokens_per_s for rate in observed),
             links=self.links,
             observed=observed,

@@ -14,6 +14,7 @@ from helixnet.core.machine import (
     DropLayers,
     Dropped,
     Event,
+    GrowKv,
     Loaded,
     LoadSpan,
     OpenKv,
@@ -70,16 +71,22 @@ class EngineThread:
             case RunBatch():
                 return self._batch(effect)
             case OpenKv():
-                try:
-                    self.engine.open(effect.session, effect.layers, effect.tokens_max)
-                except HelixError as error:
-                    self._emit(Event("engine.refused", {"why": str(error)}))
+                self._try(lambda: self.engine.open(effect.session, effect.layers, effect.tokens))
+            case GrowKv():
+                self._try(lambda: self.engine.grow(effect.session, effect.tokens))
             case ReleaseKv():
                 self.engine.release(effect.session)
             case DropLayers():
                 self.engine.drop(effect.keep)
                 return Dropped(self.engine.held())
         return None
+
+    def _try(self, room: Callable[[], None]) -> None:
+        """Make room; whoever has none after all learns of it when its work is run."""
+        try:
+            room()
+        except HelixError as error:
+            self._emit(Event("engine.refused", {"why": str(error)}))
 
     def _batch(self, effect: RunBatch) -> BatchDone:
         began = time.perf_counter()

@@ -86,7 +86,7 @@ class Narrator:
         parts.append(rate(sum(observed.tokens_per_s for observed in stage.meter.rates(now))))
         parts.append(many(len(stage.sessions), "session"))
         if stage.held:
-            parts.append(f"KV {percent(stage.pool.free_share)} free")
+            parts.append(f"KV {percent(stage.ledger.free_share)} free")
         if follower.plan is not None:
             state = "active" if follower.active else "being loaded"
             parts.append(f"plan {follower.number.term}.{follower.number.epoch} {state}")

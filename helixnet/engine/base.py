@@ -39,8 +39,12 @@ class Engine(Protocol):
         """Forget all layers outside `keep` (all, if None). Sessions that need them must have been released."""
         ...
 
-    def open(self, session: SessionId, layers: Span, tokens_max: int) -> None:
-        """Make KV room for up to `tokens_max` tokens of `session` in `layers`. Raises Busy."""
+    def open(self, session: SessionId, layers: Span, tokens: int) -> None:
+        """Make KV room for `tokens` tokens of `session` in `layers`. Raises Busy."""
+        ...
+
+    def grow(self, session: SessionId, tokens: int) -> None:
+        """Make it room for `tokens` tokens. Raises Busy, or UsageError for an unknown session."""
         ...
 
     def run(self, batch: Sequence[Work]) -> list[Done]:

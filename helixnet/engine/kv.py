@@ -19,7 +19,8 @@ class SessionKv:
     """The pages of one session: `pages[layer - layers.start, i]` holds tokens `[i * PAGE_TOKENS, ...)`."""
 
     layers: Span
-    tokens_max: int
+    tokens: int
+    """There is room for so many."""
     pages: np.ndarray
     consecutive: bool
     """Whether each layer's pages follow one another, so that its KV is a view and needs no gathering."""
@@ -54,19 +55,32 @@ class KvPool:
     def pages_reserved(self) -> int:
         return int(self._free.size) - self.pages_free
 
-    def reserve(self, session: SessionId, layers: Span, tokens_max: int) -> None:
-        """Reserve room for `tokens_max` tokens in each of `layers`. Raises Busy; then nothing has changed."""
-        per_layer = -(-tokens_max // PAGE_TOKENS)
+    def reserve(self, session: SessionId, layers: Span, tokens: int) -> None:
+        """Reserve room for `tokens` tokens in each of `layers`. Raises Busy; then nothing has changed."""
+        per_layer = -(-tokens // PAGE_TOKENS)
         needed = per_layer * len(layers)
         if session in self.sessions:
             raise Busy(f"session {session} is already open here")
         if needed > self.pages_free or len(self.sessions) >= SESSIONS_MAX:
             raise Busy(
-                f"no KV room for {tokens_max} tokens in {len(layers)} layers: {needed} pages needed, "
+                f"no KV room for {tokens} tokens in {len(layers)} layers: {needed} pages needed, "
                 f"{self.pages_free} free; try again later or on another peer"
             )
         pages, consecutive = self._take(len(layers), per_layer)
-        self.sessions[session] = SessionKv(layers, tokens_max, pages, consecutive, dict.fromkeys(layers.layers(), 0))
+        self.sessions[session] = SessionKv(layers, tokens, pages, consecutive, dict.fromkeys(layers.layers(), 0))
+
+    def grow(self, session: SessionId, tokens: int) -> None:
+        """Make the session's room one for `tokens` tokens; what is there stays. Raises Busy, changing nothing."""
+        held = self.sessions[session]
+        more = -(-tokens // PAGE_TOKENS) - held.pages.shape[1]
+        if more > 0:
+            needed = more * len(held.layers)
+            if needed > self.pages_free:
+                raise Busy(f"{needed} more KV pages are needed, {self.pages_free} are free")
+            pages, _ = self._take(len(held.layers), more)
+            held.pages = np.concatenate([held.pages, pages], axis=1)
+            held.consecutive = bool((np.diff(held.pages, axis=1) == 1).all())
+        held.tokens = max(held.tokens, tokens)
 
     def fill(self, session: SessionId, tokens: int) -> None:
         """Store `tokens` made-up tokens in every layer of the session: what a benchmark needs is their number."""

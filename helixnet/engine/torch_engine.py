@@ -90,15 +90,21 @@ class TorchEngine:
             self._model.drop(self._model.held - kept)
             self._fit_pool()
 
-    def open(self, session: SessionId, layers: Span, tokens_max: int) -> None:
+    def open(self, session: SessionId, layers: Span, tokens: int) -> None:
         if not any(span.holds(layers) for span in self.held()):
             raise UsageError(f"this peer does not hold {layers}")
-        if not 1 <= tokens_max <= self._manifest.context_tokens:
-            raise UsageError(f"a session has 1 to {self._manifest.context_tokens} tokens, not {tokens_max}")
+        self._refuse_tokens(tokens)
         if not 1 <= len(session) <= SESSION_ID_CHARS_MAX:
             raise UsageError(f"a session id has 1 to {SESSION_ID_CHARS_MAX} characters")
         with self._running:
-            self._pool.reserve(session, layers, tokens_max)
+            self._pool.reserve(session, layers, tokens)
+
+    def grow(self, session: SessionId, tokens: int) -> None:
+        if session not in self._pool.sessions:
+            raise UsageError(f"session {session} is not open here")
+        self._refuse_tokens(tokens)
+        with self._running:
+            self._pool.grow(session, tokens)
 
     def fill(self, session: SessionId, tokens: int) -> None:
         """Give an open session `tokens` made-up tokens, for measuring; what it then puts out means nothing."""
@@ -224,8 +230,8 @@ class TorchEngine:
         behind = next((layer for layer in work.layers.layers() if kv.filled[layer] != work.position), None)
         if behind is not None:
             raise UsageError(f"position {work.position} is out of step: layer {behind} has {kv.filled[behind]} tokens")
-        if work.position + work.tokens > kv.tokens_max:
-            raise UsageError(f"session {work.session} was opened for {kv.tokens_max} tokens and would get more")
+        if work.position + work.tokens > kv.tokens:
+            raise UsageError(f"session {work.session} has room for {kv.tokens} tokens and would get more")
         return kv
 
     def _input(self, work: Work) -> torch.Tensor:
@@ -259,6 +265,10 @@ class TorchEngine:
         if span.stop == self._manifest.layers:
             parts.append("exit")
         return parts
+
+    def _refuse_tokens(self, tokens: int) -> None:
+        if not 1 <= tokens <= self._manifest.context_tokens:
+            raise UsageError(f"a session has 1 to {self._manifest.context_tokens} tokens, not {tokens}")
 
     def _refuse_too_large(self, parts: set[Part], span: Span) -> None:
         needed = self._model.bytes_of(parts)

@@ -121,7 +121,8 @@ class _Kv:
     """What one session has in this device's KV."""
 
     layers: Span
-    tokens_max: int
+    tokens: int
+    """There is room for so many."""
     filled: int = 0
     state: int = 0
     checked_at: int = -1
@@ -173,9 +174,13 @@ class Device:
 
     # --- KV ----------------------------------------------------------------------------------------
 
-    def open(self, session: SessionId, layers: Span, tokens_max: int) -> None:
-        """Make room for a session."""
-        self._kv[session] = _Kv(layers, tokens_max)
+    def open(self, session: SessionId, layers: Span, tokens: int) -> None:
+        """Make room for so many tokens of a session."""
+        self._kv[session] = _Kv(layers, tokens)
+
+    def grow(self, session: SessionId, tokens: int) -> None:
+        """Make it room for so many."""
+        self._kv[session].tokens = tokens
 
     def release(self, session: SessionId) -> None:
         """Free it again."""
@@ -224,8 +229,8 @@ class Device:
             self._check_layers(work, kv)
         tokens = work.tokens if activation is None else activation.tokens
         filled = kv.filled + tokens
-        if work.position != kv.filled or filled > kv.tokens_max:
-            broken(f"session {session}: position {work.position} where {kv.filled} of {kv.tokens_max} was due")
+        if work.position != kv.filled or filled > kv.tokens:
+            broken(f"session {session}: position {work.position} where {kv.filled} of {kv.tokens} was due")
         kv.filled = filled
         layer_tokens = tokens * (layers.stop - layers.start)
         self.layer_tokens += layer_tokens

@@ -38,7 +38,7 @@ class PeerWatch:
             InvariantBroken: pages are over-committed or leaked, or a plan was followed by an older one.
         """
         stage, plan = self._peer.stage, self._peer.follower.plan
-        pool = stage.pool
+        pool = stage.ledger
         if pool.used == self._used and len(stage.sessions) == self._sessions and plan is self._plan:
             return  # what is checked has not changed since it was
         if pool.used > pool.capacity and pool.used > self._used:
@@ -59,6 +59,6 @@ def check_at_rest(peers: dict[PeerId, Peer]) -> None:
         InvariantBroken: a session or a KV page has stayed behind.
     """
     for name, peer in sorted(peers.items()):
-        if peer.stage.sessions or peer.entry.sessions or peer.stage.pool.used:
-            left = f"{len(peer.stage.sessions)} sessions, {peer.stage.pool.used} KV pages"
+        if peer.stage.sessions or peer.entry.sessions or peer.stage.ledger.used:
+            left = f"{len(peer.stage.sessions)} sessions, {peer.stage.ledger.used} KV pages"
             broken(f"{name} still has {left} although no request runs")

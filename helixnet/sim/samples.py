@@ -136,7 +136,7 @@ class Sampler:
         used = capacity = 0
         active: Plan | None = None
         for name, one in self._swarm.peers.items():
-            pool, follower = one.peer.stage.pool, one.peer.follower
+            pool, follower = one.peer.stage.ledger, one.peer.follower
             if pool.capacity:
                 used, capacity = used + pool.used, capacity + pool.capacity
                 if self._counting:

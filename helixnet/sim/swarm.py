@@ -16,6 +16,7 @@ from helixnet.core.machine import (
     Emit,
     Event,
     Gone,
+    GrowKv,
     Loaded,
     LoadSpan,
     OpenKv,
@@ -269,7 +270,9 @@ class Swarm:
         """What does not come by the million."""
         match effect:
             case OpenKv():
-                self.peers[me].device.open(effect.session, effect.layers, effect.tokens_max)
+                self.peers[me].device.open(effect.session, effect.layers, effect.tokens)
+            case GrowKv():
+                self.peers[me].device.grow(effect.session, effect.tokens)
             case ReleaseKv():
                 self.peers[me].device.release(effect.session)
             case Emit():

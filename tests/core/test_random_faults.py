@@ -47,5 +47,5 @@ def test_whatever_dies_answers_are_right_and_nothing_leaks(seed: int) -> None:
         check(request)
     swarm.run_for(3)
     for name, peer in swarm.peers.items():
-        assert not peer.stage.sessions and not peer.entry.sessions and peer.stage.pool.used == 0, name
+        assert not peer.stage.sessions and not peer.entry.sessions and peer.stage.ledger.used == 0, name
         assert swarm.engines[name].kv == {}, name

@@ -49,7 +49,7 @@ def test_nothing_is_left_of_a_session_that_ended(swarm: VirtualSwarm) -> None:
     swarm.run_until(lambda: request.over)
     swarm.run_for(1.0)
     for peer in swarm.peers.values():
-        assert peer.stage.sessions == {} and peer.entry.sessions == {} and peer.stage.pool.used == 0
+        assert peer.stage.sessions == {} and peer.entry.sessions == {} and peer.stage.ledger.used == 0
     assert all(engine.kv == {} for engine in swarm.engines.values())
 
 

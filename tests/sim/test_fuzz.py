@@ -83,9 +83,9 @@ def test_a_leak_is_noticed_and_its_story_shrunk(monkeypatch: pytest.MonkeyPatch)
     honest = StageMachine.release
 
     def leaky(self: StageMachine, session: SessionId) -> object:
-        pages = self.pool.used
+        pages = self.ledger.used
         effects = honest(self, session)
-        self.pool.used = pages
+        self.ledger.used = pages
         return effects
 
     monkeypatch.setattr(StageMachine, "release", leaky)

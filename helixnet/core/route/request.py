@@ -126,6 +126,7 @@ class Request:
         self._refused_at = NEVER
         """By full peers, for the first time since the last token."""
         self._was_routed = False
+        self._preemptions = 0
         self._base = 0
         self._progress_at = now
         self._next_at = now
@@ -180,6 +181,8 @@ class Request:
             case wire.Refused():
                 return self._refused(message, now)
             case wire.Broken():
+                if message.code == wire.PREEMPTED:
+                    return self._preempted(message, now)
                 problem = PeerGone(message.reason or "The pipeline broke.")
                 return self._retry(message.suspects, problem, now)
         return []
@@ -200,7 +203,7 @@ class Request:
             self._next_at = now
 
     def _open(self, now: float) -> list[Effect]:
-        if len(self.pipelines) >= self._config.attempts_max:
+        if len(self.pipelines) - self._preemptions >= self._config.attempts_max:
             return self._give_up(now)
         pipeline = self._routes.pick(self._avoided(now))
         if isinstance(pipeline, str):
@@ -266,6 +269,12 @@ class Request:
             self._routes.give_back(pipeline)
             return [*self._abandon(), *self._wait(problem, now)]
         return self._retry((message.peer,), problem, now, masked_s=self._pause_s)
+
+    def _preempted(self, message: wire.Broken, now: float) -> list[Effect]:
+        """Nothing is wrong but that there is little room: ask again after a pause, as who is refused does."""
+        self._preemptions += 1
+        told = Event("request.preempted", {"tokens": len(self.tokens)})
+        return [*self._abandon(), Emit(told), *self._wait(Busy(message.reason or "The swarm is full."), now)]
 
     def _too_long(self, message: wire.Refused) -> CapacityError:
         return CapacityError(

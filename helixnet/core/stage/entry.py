@@ -178,7 +178,9 @@ class EntryMachine:
     def broken(self, sender: PeerId, message: wire.Broken) -> list[Effect]:
         """A stage reports that the pipeline cannot go on."""
         session = self._session(message.session, sender)
-        return self._break(message.session, message.suspects, message.reason) if session is not None else []
+        if session is None:
+            return []
+        return self._break(message.session, message.suspects, message.reason, message.code)
 
     def gone(self, peer: PeerId, reason: str) -> list[Effect]:
         """A client or a stage cannot be reached."""
@@ -236,9 +238,9 @@ class EntryMachine:
         session = self.sessions.get(session_id)
         return session if session is not None and sender in session.heard_at else None
 
-    def _break(self, session_id: SessionId, suspects: tuple[PeerId, ...], reason: str) -> list[Effect]:
+    def _break(self, session_id: SessionId, suspects: tuple[PeerId, ...], reason: str, code: str = "") -> list[Effect]:
         client = self.sessions[session_id].client
-        told = Send(client, wire.Broken(session=session_id, suspects=suspects, reason=reason))
+        told = Send(client, wire.Broken(session=session_id, suspects=suspects, reason=reason, code=code))
         return [told, *self._end(session_id)]
 
     def _end(self, session_id: SessionId) -> list[Effect]:

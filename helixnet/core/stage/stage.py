@@ -11,6 +11,7 @@ from helixnet.core.machine import (
     Effect,
     Emit,
     Event,
+    GrowKv,
     OpenKv,
     ReleaseKv,
     RunBatch,
@@ -21,7 +22,7 @@ from helixnet.core.route.pipeline import check_pipeline
 from helixnet.core.sampling import History
 from helixnet.core.stage.batch import DECODE_BATCH_MAX, PREFILL_BUDGET_TOKENS, Batcher
 from helixnet.core.stage.meter import Meter
-from helixnet.core.stage.pages import PAGE_TOKENS, PagePool, pages_for
+from helixnet.core.stage.pages import PAGE_TOKENS, PageLedger, pages_for
 from helixnet.core.stage.session import StageSession
 from helixnet.core.stage.work import Work
 from helixnet.core.types import PeerId, SessionId, Span
@@ -35,6 +36,12 @@ BUSY_S = 5.0
 """How far back it goes how busy a stage has been: over some round trips of a token."""
 SMOOTHING = 0.1
 """Weight of the newest batch in what a prompt token costs."""
+
+
+AHEAD_TOKENS = 64
+"""So many tokens ahead of what it has a session's pages are taken, where there are any."""
+FULL_SHARE = 0.95
+"""Of the pages: nobody else is let in beyond. The rest is for those who are here to grow."""
 
 
 _Onward = tuple[list[wire.StepItem], list[bytes | bytearray | memoryview]]
@@ -67,7 +74,7 @@ class StageMachine:
         self.held: tuple[Span, ...] = ()
         self.served: tuple[Span, ...] = ()
         self.draining = False
-        self.pool = PagePool(PAGE_TOKENS * manifest.kv_bytes)
+        self.ledger = PageLedger(PAGE_TOKENS * manifest.kv_bytes)
         self.meter = Meter()
         self.sessions: dict[SessionId, StageSession] = {}
         self._config = config
@@ -92,7 +99,7 @@ class StageMachine:
         """The engine loaded or dropped layers: the rest of the memory is KV room."""
         self.held, self.served = held, served
         weights = sum(self.manifest.span_bytes(span.start, span.stop) for span in held)
-        self.pool.resize(self.memory_bytes - weights)
+        self.ledger.resize(self.memory_bytes - weights)
 
     def uses_outside(self, keep: Span | None) -> bool:
         """Whether a session here still runs layers outside `keep`."""
@@ -120,8 +127,9 @@ class StageMachine:
         code, reason = self._objection(message)
         if not code:
             layers = message.pipeline[message.stage].layers
+            room = min(message.tokens_max, message.prompt_tokens + AHEAD_TOKENS)
             try:
-                self.pool.reserve(message.session, layers, message.tokens_max)
+                self.ledger.open(message.session, layers, room, FULL_SHARE)
             except Busy as busy:
                 code, reason = "busy", str(busy)
         if code:
@@ -136,11 +144,12 @@ class StageMachine:
             sampling=message.sampling,
             history=_history(message),
             active_at=now,
+            room=room,
         )
         self._in_line += message.prompt_tokens
         self._idle_at = min(self._idle_at, now + self._config.idle_s)
         return [
-            OpenKv(message.session, layers, message.tokens_max),
+            OpenKv(message.session, layers, room),
             Send(sender, wire.Reserved(session=message.session)),
         ]
 
@@ -161,8 +170,8 @@ class StageMachine:
             return "draining", "this peer is leaving"
         if not any(span.holds(mine.layers) for span in self.served):
             return "not_held", f"layers {mine.layers} are not served here"
-        if self.held == self.served and pages_for(mine.layers, message.tokens_max) > self.pool.capacity:
-            room = PAGE_TOKENS * (self.pool.capacity // len(mine.layers))
+        if self.held == self.served and pages_for(mine.layers, message.tokens_max) > self.ledger.capacity:
+            room = PAGE_TOKENS * (self.ledger.capacity // len(mine.layers))
             return "too_long", f"{message.tokens_max} tokens, and this peer has KV room for {room} at most"
         if message.session in self.sessions or len(self.sessions) >= self._config.sessions_max:
             return "busy", "too many sessions"
@@ -200,6 +209,10 @@ class StageMachine:
                 effects += self._broken(session, (), problem)
                 continue
             taken += tokens
+            if session.next_position > session.room:
+                effects += self._make_room(session)
+                if session_id not in self.sessions:
+                    continue
             self._batcher.add(
                 Work(
                     session=session_id,
@@ -225,10 +238,32 @@ class StageMachine:
         if problem:
             return self._broken(session, (), problem)
         self.meter.count(None, work.tokens, now)
+        effects: list[Effect] = []
+        if session.next_position > session.room:
+            effects = self._make_room(session)
+            if work.session not in self.sessions:
+                return effects
         if work.wanted and session.next_hop is None:
             work = msgspec.structs.replace(work, sample=session.sampling, history=session.history)
         self._batcher.add(work)
-        return []
+        return effects
+
+    def _make_room(self, session: StageSession) -> list[Effect]:
+        """Pages for what just came of a session, and some ahead; if there are none, whoever has come least far goes.
+
+        All stages choose by the same rule, so whoever has come farthest always goes on.
+        """
+        effects: list[Effect] = []
+        needed = session.next_position
+        while True:
+            for tokens in (min(session.tokens_max, needed + AHEAD_TOKENS), needed):
+                if self.ledger.grow(session.session, tokens):
+                    session.room = tokens
+                    return [*effects, GrowKv(session.session, tokens)]
+            goes = min(self.sessions.values(), key=lambda one: (one.next_position, one.session))
+            effects += self._broken(goes, (), "requests that had come farther needed its KV pages", wire.PREEMPTED)
+            if goes is session:
+                return effects
 
     def pump(self) -> list[Effect]:
         """Start the next batch if the engine is free."""
@@ -297,7 +332,7 @@ class StageMachine:
         self._in_line -= session.prompt_left
         self._share = self._share - 1 / len(session.pipeline) if self.sessions else 0.0
         self._batcher.forget(session_id)
-        self.pool.release(session_id)
+        self.ledger.release(session_id)
         return [ReleaseKv(session_id)]
 
     def gone(self, peer: PeerId, reason: str) -> list[Effect]:
@@ -315,7 +350,7 @@ class StageMachine:
         session = self.sessions.get(message.session)
         if session is None or session.next_hop != sender:
             return []
-        return self._broken(session, message.suspects, message.reason)
+        return self._broken(session, message.suspects, message.reason, message.code)
 
     def break_outside(self, keep: Span | None, reason: str) -> list[Effect]:
         """End the sessions that run layers outside `keep`: their clients go on elsewhere."""
@@ -325,8 +360,9 @@ class StageMachine:
                 effects += self._broken(session, (self.me,), reason)
         return effects
 
-    def _broken(self, session: StageSession, suspects: tuple[PeerId, ...], reason: str) -> list[Effect]:
-        told = Send(session.entry, wire.Broken(session=session.session, suspects=suspects, reason=reason))
+    def _broken(self, session: StageSession, suspects: tuple[PeerId, ...], reason: str, code: str = "") -> list[Effect]:
+        broken = wire.Broken(session=session.session, suspects=suspects, reason=reason, code=code)
+        told = Send(session.entry, broken)
         return [told, *self.release(session.session)]
 
 

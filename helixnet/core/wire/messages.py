@@ -242,7 +242,7 @@ class Opened(_Message, frozen=True):
 
 
 class Reserve(_Message, frozen=True):
-    """Entry to every other stage: make KV room for `tokens_max` tokens in your part of the pipeline."""
+    """Entry to every stage: make KV room for the prompt, which is to grow to `tokens_max` tokens at most."""
 
     session: SessionId
     pipeline: Pipeline
@@ -322,11 +322,18 @@ class Token(_Message, frozen=True):
 
 
 class Broken(_Message, frozen=True):
-    """A pipeline cannot go on; `suspects` may be to blame. Stage to entry, entry to client."""
+    """A pipeline cannot go on; `suspects` may be to blame. Stage to entry, entry to client.
+
+    `code` is PREEMPTED where nothing is wrong but that others needed its KV pages.
+    """
 
     session: SessionId
     suspects: tuple[PeerId, ...] = ()
     reason: str = ""
+    code: str = ""
+
+
+PREEMPTED = "preempted"
 
 
 class Cancel(_Message, frozen=True):
