@@ -19,8 +19,8 @@ from helixnet.core.machine import (
     Effect,
     Emit,
     Event,
+    ExtendKv,
     Gone,
-    GrowKv,
     Loaded,
     LoadSpan,
     OpenKv,
@@ -311,7 +311,7 @@ class VirtualSwarm:
                 self._outcome(me, STEP_S, BatchDone(results, STEP_S))
             case OpenKv():
                 engine.kv[effect.session] = (effect.layers, 0, b"")
-            case GrowKv():
+            case ExtendKv():
                 assert effect.session in engine.kv
             case ReleaseKv():
                 engine.kv.pop(effect.session, None)

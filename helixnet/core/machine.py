@@ -59,7 +59,7 @@ class OpenKv(_Value, frozen=True):
     tokens: int
 
 
-class GrowKv(_Value, frozen=True):
+class ExtendKv(_Value, frozen=True):
     """Make the engine's room of a session one for `tokens` tokens."""
 
     session: SessionId
@@ -100,7 +100,7 @@ class Emit(_Value, frozen=True):
     event: Event
 
 
-Effect = Send | Publish | RunBatch | OpenKv | GrowKv | ReleaseKv | LoadSpan | DropLayers | Solve | Emit
+Effect = Send | Publish | RunBatch | OpenKv | ExtendKv | ReleaseKv | LoadSpan | DropLayers | Solve | Emit
 
 
 # --- what the driver brings back -------------------------------------------------------------------

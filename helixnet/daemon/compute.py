@@ -14,7 +14,7 @@ from helixnet.core.machine import (
     DropLayers,
     Dropped,
     Event,
-    GrowKv,
+    ExtendKv,
     Loaded,
     LoadSpan,
     OpenKv,
@@ -72,8 +72,8 @@ class EngineThread:
                 return self._batch(effect)
             case OpenKv():
                 self._try(lambda: self.engine.open(effect.session, effect.layers, effect.tokens))
-            case GrowKv():
-                self._try(lambda: self.engine.grow(effect.session, effect.tokens))
+            case ExtendKv():
+                self._try(lambda: self.engine.extend(effect.session, effect.tokens))
             case ReleaseKv():
                 self.engine.release(effect.session)
             case DropLayers():

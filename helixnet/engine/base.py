@@ -43,7 +43,7 @@ class Engine(Protocol):
         """Make KV room for `tokens` tokens of `session` in `layers`. Raises Busy."""
         ...
 
-    def grow(self, session: SessionId, tokens: int) -> None:
+    def extend(self, session: SessionId, tokens: int) -> None:
         """Make it room for `tokens` tokens. Raises Busy, or UsageError for an unknown session."""
         ...
 

@@ -69,7 +69,7 @@ class KvPool:
         pages, consecutive = self._take(len(layers), per_layer)
         self.sessions[session] = SessionKv(layers, tokens, pages, consecutive, dict.fromkeys(layers.layers(), 0))
 
-    def grow(self, session: SessionId, tokens: int) -> None:
+    def extend(self, session: SessionId, tokens: int) -> None:
         """Make the session's room one for `tokens` tokens; what is there stays. Raises Busy, changing nothing."""
         held = self.sessions[session]
         more = -(-tokens // PAGE_TOKENS) - held.pages.shape[1]

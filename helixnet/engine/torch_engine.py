@@ -99,12 +99,12 @@ class TorchEngine:
         with self._running:
             self._pool.reserve(session, layers, tokens)
 
-    def grow(self, session: SessionId, tokens: int) -> None:
+    def extend(self, session: SessionId, tokens: int) -> None:
         if session not in self._pool.sessions:
             raise UsageError(f"session {session} is not open here")
         self._refuse_tokens(tokens)
         with self._running:
-            self._pool.grow(session, tokens)
+            self._pool.extend(session, tokens)
 
     def fill(self, session: SessionId, tokens: int) -> None:
         """Give an open session `tokens` made-up tokens, for measuring; what it then puts out means nothing."""

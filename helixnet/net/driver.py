@@ -16,8 +16,8 @@ from helixnet.core.machine import (
     Effect,
     Emit,
     Event,
+    ExtendKv,
     Gone,
-    GrowKv,
     LoadSpan,
     OpenKv,
     Outcome,
@@ -38,7 +38,7 @@ TICK_S_MAX = 0.25
 TICK_S_MIN = 0.005
 PUBLISH_TASKS_MAX = 16
 
-ComputeEffect = RunBatch | OpenKv | GrowKv | ReleaseKv | LoadSpan | DropLayers
+ComputeEffect = RunBatch | OpenKv | ExtendKv | ReleaseKv | LoadSpan | DropLayers
 Extra = Callable[[PeerId, wire.Message, memoryview], bool]
 """Messages outside the machine (link probes, model files); True if it took the message."""
 
@@ -164,7 +164,7 @@ class Driver:
         match effect:
             case Send():
                 self._send(effect)
-            case RunBatch() | OpenKv() | GrowKv() | ReleaseKv() | LoadSpan() | DropLayers():
+            case RunBatch() | OpenKv() | ExtendKv() | ReleaseKv() | LoadSpan() | DropLayers():
                 self.ports.compute.submit(effect, self._came_of)
             case Emit():
                 self.ports.on_event(effect.event)

@@ -178,7 +178,7 @@ class Device:
         """Make room for so many tokens of a session."""
         self._kv[session] = _Kv(layers, tokens)
 
-    def grow(self, session: SessionId, tokens: int) -> None:
+    def extend(self, session: SessionId, tokens: int) -> None:
         """Make it room for so many."""
         self._kv[session].tokens = tokens
 

@@ -10,6 +10,7 @@ from helixnet.core.model import Manifest
 from helixnet.core.peer import PeerConfig
 from helixnet.core.plan.coordinator import CoordinatorConfig
 from helixnet.core.route.request import RequestConfig
+from helixnet.core.stage.stage import StageConfig
 from helixnet.core.swarm.capability import Capability, RatePoint
 from helixnet.core.types import PeerId
 from helixnet.planner.cluster import manifest_of
@@ -32,6 +33,8 @@ PROMPT, OUTPUT = (1, 300), (1, 40)
 PER_S = (0.2, 2.0)
 ROOM = (0.6, 1.6)
 """Memory of a device, as a share of the model: any two peers can hold it, with a little KV."""
+TIGHT_SHARE, TIGHT_KV_HEADS, TIGHT_LOAD = 0.3, 64, 2.0
+"""Of stories: KV memory is so short there, for a load so many times as large, that requests make room for others."""
 WORKLOAD = Workload(prompt_tokens=100, output_tokens=30)
 
 
@@ -47,10 +50,16 @@ class Failure:
 def story(seed: int) -> Setup:
     """The swarm, its load and its faults for a seed."""
     rng = random.Random(seed)
-    layers = rng.randint(*LAYERS)
+    layers, tight = rng.randint(*LAYERS), random.Random(f"kv {seed}").random() < TIGHT_SHARE
     manifest = manifest_of(
         ModelEntry(
-            name="fuzz", layers=layers, hidden_size=512, kv_heads=2, head_dim=64, layer_mb=50, context_tokens=2048
+            name="fuzz",
+            layers=layers,
+            hidden_size=512,
+            kv_heads=TIGHT_KV_HEADS if tight else 2,
+            head_dim=64,
+            layer_mb=50,
+            context_tokens=2048,
         )
     )
     names = [PeerId(f"m{n}") for n in range(rng.randint(*PEERS))]
@@ -66,11 +75,7 @@ def story(seed: int) -> Setup:
             load_bytes_per_s=rng.choice((50e6, 500e6)),
         ),
         peers=tuple(names[: max(2, len(names) - rng.randint(0, 2))]),
-        load=Load(
-            lengths=Fixed(rng.randint(*PROMPT), rng.randint(*OUTPUT)),
-            per_s=rng.uniform(*PER_S),
-            clients=rng.randint(1, 3),
-        ),
+        load=_load(rng, tight),
         seconds=SECONDS,
         faults=tuple(sorted(_faults(rng, names), key=lambda fault: fault.at_s)),
         seed=seed,
@@ -80,10 +85,20 @@ def story(seed: int) -> Setup:
     )
 
 
+def _load(rng: random.Random, tight: bool) -> Load:
+    lengths, per_s, clients = Fixed(rng.randint(*PROMPT), rng.randint(*OUTPUT)), rng.uniform(*PER_S), rng.randint(1, 3)
+    if tight:
+        # No longer than what is planned for: whatever the plan, there is room for one.
+        lengths = Fixed(min(lengths.prompt_tokens, WORKLOAD.prompt_tokens), WORKLOAD.output_tokens)
+    return Load(lengths=lengths, per_s=per_s * (TIGHT_LOAD if tight else 1.0), clients=clients)
+
+
 def _bounds(rng: random.Random) -> PeerConfig:
     """Small swarms with the bounds that only large ones meet: few in the front, few who know whole plans."""
     return PeerConfig(
-        front_max=rng.choice((1, 2, 16)), coordinator=CoordinatorConfig(offer_s=30.0, deputies=rng.choice((0, 1, 4)))
+        front_max=rng.choice((1, 2, 16)),
+        coordinator=CoordinatorConfig(offer_s=30.0, deputies=rng.choice((0, 1, 4))),
+        stage=StageConfig(ahead_tokens=rng.choice((1, 8, 64)), full_share=rng.choice((0.95, 1.0))),
     )
 
 

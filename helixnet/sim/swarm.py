@@ -15,8 +15,8 @@ from helixnet.core.machine import (
     Effect,
     Emit,
     Event,
+    ExtendKv,
     Gone,
-    GrowKv,
     Loaded,
     LoadSpan,
     OpenKv,
@@ -271,8 +271,8 @@ class Swarm:
         match effect:
             case OpenKv():
                 self.peers[me].device.open(effect.session, effect.layers, effect.tokens)
-            case GrowKv():
-                self.peers[me].device.grow(effect.session, effect.tokens)
+            case ExtendKv():
+                self.peers[me].device.extend(effect.session, effect.tokens)
             case ReleaseKv():
                 self.peers[me].device.release(effect.session)
             case Emit():

@@ -11,7 +11,7 @@ from helixnet.core.plan.plan import Assignment, Flow, Placement, Plan, Predictio
 from helixnet.core.stage.stage import StageConfig, StageMachine
 from helixnet.core.types import PeerId, Span
 from helixnet.core.wire import messages as wire
-from tests.core.test_stage_and_entry import reserve
+from tests.core.one_stage import reserve
 from tests.virtual_swarm import LAYERS, MANIFEST
 
 ME, BOSS, OTHER = PeerId("me"), PeerId("boss"), PeerId("other")

@@ -2,73 +2,39 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helixnet.core.errors import Busy, RemoteProtocolError
-from helixnet.core.machine import BatchDone, Effect, GrowKv, OpenKv, ReleaseKv, RunBatch, Send
+from helixnet.core.errors import RemoteProtocolError
+from helixnet.core.machine import BatchDone, Effect, OpenKv, ReleaseKv, RunBatch, Send
 from helixnet.core.route.pipeline import Stage
 from helixnet.core.sampling import Sampling
 from helixnet.core.stage.batch import BUSY, DECODE_BATCH_MAX, PREFILL_BUDGET_TOKENS, Batcher
 from helixnet.core.stage.entry import EntryConfig, EntryMachine
 from helixnet.core.stage.meter import WINDOW_S, Meter
-from helixnet.core.stage.pages import PAGE_TOKENS, PageLedger, pages_for
-from helixnet.core.stage.stage import AHEAD_TOKENS, StageConfig, StageMachine
-from helixnet.core.stage.work import Done, Work
+from helixnet.core.stage.stage import StageMachine
+from helixnet.core.stage.work import Done
 from helixnet.core.types import PeerId, SessionId, Span
 from helixnet.core.wire import messages as wire
 from helixnet.core.wire.activation import Activation
+from tests.core.one_stage import (
+    CLIENT,
+    FIRST_HALF,
+    ME,
+    NEXT,
+    PIPELINE,
+    ROW,
+    STRANGER,
+    a_stage,
+    refusal,
+    reserve,
+    sent,
+    work,
+)
 from tests.virtual_swarm import LAYERS, MANIFEST
-
-ME, NEXT, CLIENT, STRANGER = PeerId("me"), PeerId("next"), PeerId("client"), PeerId("stranger")
-ROW = 32  # 8 float32
-PIPELINE = (Stage(ME, Span(0, 3)), Stage(NEXT, Span(3, LAYERS)))
-
-
-FIRST_HALF = Span(0, 3)
-
-
-def a_stage(held: Span = FIRST_HALF, pages: int = 1_000) -> StageMachine:
-    weights = MANIFEST.span_bytes(held.start, held.stop)
-    stage = StageMachine(ME, MANIFEST, weights + pages * PAGE_TOKENS * MANIFEST.kv_bytes, StageConfig())
-    stage.set_held((held,), (held,))
-    return stage
-
-
-def reserve(session: str = "s", stage: int = 0, **changes: Any) -> wire.Reserve:
-    values: dict[str, Any] = {
-        "session": SessionId(session),
-        "pipeline": PIPELINE,
-        "stage": stage,
-        "manifest_hash": MANIFEST.hash,
-        "tokens_max": 40,
-        "prompt_tokens": 1,
-        "sampling": Sampling(),
-    }
-    return wire.Reserve(**{**values, **changes})
-
-
-def sent(effects: list[Effect]) -> list[wire.Message]:
-    return [effect.message for effect in effects if isinstance(effect, Send)]
-
-
-def refusal(effects: list[Effect]) -> str:
-    (message,) = sent(effects)
-    assert isinstance(message, wire.Refused)
-    return message.code
-
-
-WHOLE = Span(0, 3)
-
-
-def work(session: str, position: int, tokens: int, decode: bool = False, layers: Span = WHOLE) -> Work:
-    ids = (1,) * tokens
-    return Work(session=SessionId(session), layers=layers, position=position, token_ids=ids, decode=decode)
-
 
 # --- stage ---------------------------------------------------------------------------------------------------------
 
@@ -318,104 +284,6 @@ def test_whatever_is_queued_runs_once_and_each_sessions_chunks_stay_in_order(que
             assert item.position == expected[item.session]
             expected[item.session] += item.tokens
     assert expected == positions and len(batcher) == 0
-
-
-def test_room_grows_with_the_answer_and_is_given_back() -> None:
-    stage = a_stage(pages=3 * 20)
-    stage.reserve(CLIENT, reserve("s", prompt_tokens=10, tokens_max=300), 0.0)
-    assert stage.ledger.used == pages_for(WHOLE, 10 + AHEAD_TOKENS), "the prompt, and some ahead of it"
-    grown = grow_to(stage, "s", 10 + AHEAD_TOKENS + 1)
-    assert [e.tokens for e in grown if isinstance(e, GrowKv)] == [10 + 2 * AHEAD_TOKENS + 1]
-    grown = grow_to(stage, "s", 300)
-    assert [e.tokens for e in grown if isinstance(e, GrowKv)] == [300], "never more than it may become"
-    stage.release(SessionId("s"))
-    assert stage.ledger.used == 0
-
-
-def test_who_has_come_least_far_makes_room_for_the_others() -> None:
-    stage = a_stage(pages=3 * 20)  # 320 tokens
-    for name, tokens in (("far", 120), ("new", 30)):
-        assert sent(stage.reserve(CLIENT, reserve(name, prompt_tokens=tokens, tokens_max=320), 0.0)) == [
-            wire.Reserved(session=SessionId(name))
-        ]
-        assert grow_to(stage, name, tokens) == []
-    effects = grow_to(stage, "far", 250)
-    (broken,) = sent(effects)
-    assert isinstance(broken, wire.Broken) and (broken.session, broken.code) == ("new", wire.PREEMPTED)
-    room = [(type(e), e.session) for e in effects if isinstance(e, GrowKv | ReleaseKv)]
-    assert room == [(ReleaseKv, "new"), (GrowKv, "far")], "pages are free before they are taken"
-    assert list(stage.sessions) == ["far"]
-
-
-def test_who_grows_and_has_come_least_far_goes_itself() -> None:
-    stage = a_stage(pages=3 * 20)
-    for name, tokens in (("far", 120), ("new", 30)):
-        stage.reserve(CLIENT, reserve(name, prompt_tokens=tokens, tokens_max=320), 0.0)
-        grow_to(stage, name, tokens)
-    grow_to(stage, "far", 150)
-    (broken,) = sent(grow_to(stage, "new", 149))
-    assert isinstance(broken, wire.Broken) and broken.session == "new"
-    assert list(stage.sessions) == ["far"]
-
-
-def test_nobody_is_let_in_where_room_to_grow_would_be_gone() -> None:
-    stage = a_stage(pages=3 * 20)
-    stage.reserve(CLIENT, reserve("s", prompt_tokens=150, tokens_max=160), 0.0)
-    assert refusal(stage.reserve(CLIENT, reserve("t", prompt_tokens=150, tokens_max=160), 0.0)) == "busy"
-    stage.release(SessionId("s"))
-    alone = stage.reserve(CLIENT, reserve("t", prompt_tokens=310, tokens_max=320), 0.0)
-    assert sent(alone) == [wire.Reserved(session=SessionId("t"))]
-
-
-def grow_to(stage: StageMachine, session: str, tokens: int) -> list[Effect]:
-    """What happens when so many tokens of a session are there, and nothing runs."""
-    at = stage.sessions[SessionId(session)].next_position
-    effects = stage.submit(work(session, at, tokens - at), 0.0)
-    stage._batcher.forget(SessionId(session))
-    return effects
-
-
-LEDGER_STEPS = st.lists(
-    st.tuples(st.sampled_from(["open", "grow", "release", "resize"]), st.integers(0, 5), st.integers(1, 90)),
-    max_size=80,
-)
-
-
-@given(LEDGER_STEPS, st.sampled_from([0.5, 0.9, 1.0]))
-def test_pages_are_never_over_committed_and_never_leak(steps: list[tuple[str, int, int]], share: float) -> None:
-    """Against a dictionary that knows nothing but each session's tokens."""
-    ledger, naive, capacity = PageLedger(page_bytes=10), dict[SessionId, int](), 20
-    ledger.resize(205)
-    pages = {tokens: 3 * math.ceil(tokens / PAGE_TOKENS) for tokens in range(91)}
-    for step, number, tokens in steps:
-        session = SessionId(str(number))
-        used = sum(pages[held] for held in naive.values())
-        if step == "open":
-            fits = used + pages[tokens] <= (int(share * capacity) if naive else capacity)
-            if session not in naive and fits:
-                ledger.open(session, WHOLE, tokens, share)
-                naive[session] = tokens
-            else:
-                with pytest.raises(Busy):
-                    ledger.open(session, WHOLE, tokens, share)
-        elif step == "grow" and session in naive:
-            tokens = max(tokens, naive[session])
-            fits = used + pages[tokens] - pages[naive[session]] <= capacity
-            assert ledger.grow(session, tokens) == fits
-            naive[session] = tokens if fits else naive[session]
-        elif step == "release":
-            ledger.release(session)
-            naive.pop(session, None)
-        elif step == "resize":
-            capacity = tokens
-            ledger.resize(10 * tokens + 5)
-        assert ledger.used == sum(pages[held] for held in naive.values())
-        assert [ledger.tokens(SessionId(str(n))) for n in range(6)] == [
-            naive.get(SessionId(str(n)), 0) for n in range(6)
-        ]
-    for session in list(naive):
-        ledger.release(session)
-    assert ledger.used == 0 and ledger.free_share == 1.0
 
 
 def test_the_meter_forgets_what_is_older_than_its_window() -> None:

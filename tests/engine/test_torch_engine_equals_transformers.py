@@ -158,6 +158,24 @@ def test_scattered_pages_give_the_same_tokens(tiny: Tiny) -> None:
     assert pipeline.generate(PROMPT, NEW) == tiny.tokens(PROMPT)
 
 
+def test_room_that_grows_page_by_page_gives_the_same_tokens(tiny: Tiny) -> None:
+    """Between two others that grow, too, so that its pages do not follow one another."""
+    engine = engine_with(tiny.model, Span(0, LAYERS))
+    pipeline = Pipeline([(engine, Span(0, LAYERS))], "grown", len(PROMPT))
+    for name in ("before", "after"):
+        engine.open(SessionId(name), Span(0, LAYERS), 16)
+    made = [pipeline.feed(PROMPT)]
+    while len(made) < NEW:
+        for name in ("before", "grown", "after"):
+            engine.extend(SessionId(name), pipeline.position + 1)
+        assert made[-1] is not None
+        made.append(pipeline.feed([made[-1]]))
+    assert made == tiny.tokens(PROMPT)
+    for name in ("before", "grown", "after"):
+        engine.release(SessionId(name))
+    assert engine.kv_tokens_free == engine_with(tiny.model, Span(0, LAYERS)).kv_tokens_free
+
+
 def test_growing_a_span_keeps_what_is_there_and_its_sessions(tiny: Tiny) -> None:
     model = tiny.model
     front, back = engine_with(model, Span(0, 2)), engine_with(model, Span(2, LAYERS))

@@ -116,6 +116,22 @@ def test_opening_is_refused_for(engine: TorchEngine, session: SessionId, layers:
         engine.open(session, layers, tokens)
 
 
+def test_growing_beyond_the_memory_is_refused_and_changes_nothing(model: PreparedModel) -> None:
+    kv_bytes = 16 * model.manifest.kv_bytes * LAYERS
+    engine = TorchEngine(model, device="cpu", memory_bytes=model.manifest.span_bytes(0, LAYERS) + 3 * kv_bytes)
+    engine.load(ALL)
+    room = engine.kv_tokens_free // LAYERS
+    engine.open(A, ALL, room - 16)
+    engine.open(B, ALL, 16)
+    with pytest.raises(Busy, match="more KV pages"):
+        engine.extend(B, 17)
+    assert engine.kv_tokens_free == 0
+    engine.release(A)
+    engine.extend(B, 17)
+    with pytest.raises(UsageError, match="not open"):
+        engine.extend(A, 17)
+
+
 def test_opening_layers_that_are_not_held_is_refused(model: PreparedModel) -> None:
     engine = TorchEngine(model, device="cpu", memory_bytes=MEMORY)
     engine.load(Span(0, 2))

@@ -13,7 +13,7 @@ from helixnet.core.machine import (
     DropLayers,
     Dropped,
     Event,
-    GrowKv,
+    ExtendKv,
     Loaded,
     LoadSpan,
     OpenKv,
@@ -66,7 +66,7 @@ class ToyCompute:
                 return BatchDone(tuple(engine.run(work) for work in effect.batch), 0.001)
             case OpenKv():
                 engine.kv[effect.session] = (effect.layers, 0, b"")
-            case GrowKv():
+            case ExtendKv():
                 assert effect.session in engine.kv
             case ReleaseKv():
                 engine.kv.pop(effect.session, None)

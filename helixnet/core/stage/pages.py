@@ -41,7 +41,7 @@ class PageLedger:
         """Set the room for KV, in bytes; a negative number counts as none."""
         self.capacity = max(0, kv_bytes) // self.page_bytes
 
-    def open(self, session: SessionId, layers: Span, tokens: int, share_max: float = 1.0) -> None:
+    def reserve(self, session: SessionId, layers: Span, tokens: int, share_max: float = 1.0) -> None:
         """Take pages for `tokens` tokens in each of `layers`.
 
         Whoever is not alone leaves some free for others to grow: no more than `share_max` of all pages are used then.
@@ -63,7 +63,7 @@ class PageLedger:
         held = self._held.get(session)
         return held.tokens if held is not None else 0
 
-    def grow(self, session: SessionId, tokens: int) -> bool:
+    def extend(self, session: SessionId, tokens: int) -> bool:
         """Make the session's room one for `tokens` tokens. False, and nothing has changed, if there is too little."""
         held = self._held[session]
         pages = pages_for(held.layers, tokens)

@@ -11,7 +11,7 @@ from helixnet.core.machine import (
     Effect,
     Emit,
     Event,
-    GrowKv,
+    ExtendKv,
     OpenKv,
     ReleaseKv,
     RunBatch,
@@ -38,12 +38,6 @@ SMOOTHING = 0.1
 """Weight of the newest batch in what a prompt token costs."""
 
 
-AHEAD_TOKENS = 64
-"""So many tokens ahead of what it has a session's pages are taken, where there are any."""
-FULL_SHARE = 0.95
-"""Of the pages: nobody else is let in beyond. The rest is for those who are here to grow."""
-
-
 _Onward = tuple[list[wire.StepItem], list[bytes | bytearray | memoryview]]
 """What goes to one next hop in one lane, and its rows."""
 
@@ -58,6 +52,10 @@ class StageConfig(msgspec.Struct, frozen=True, kw_only=True):
     prefill_budget_tokens: int = PREFILL_BUDGET_TOKENS
     backlog_s: float = 10.0
     """With prompts admitted that take longer than this, nobody else is: they wait where they hold no KV."""
+    ahead_tokens: int = 64
+    """So many tokens ahead of what it has, pages are taken for a session, where there are any."""
+    full_share: float = 0.95
+    """Of the pages: nobody else is let in beyond. The rest is for those who are here to grow."""
 
 
 class StageMachine:
@@ -127,9 +125,9 @@ class StageMachine:
         code, reason = self._objection(message)
         if not code:
             layers = message.pipeline[message.stage].layers
-            room = min(message.tokens_max, message.prompt_tokens + AHEAD_TOKENS)
+            room = min(message.tokens_max, message.prompt_tokens + self._config.ahead_tokens)
             try:
-                self.ledger.open(message.session, layers, room, FULL_SHARE)
+                self.ledger.reserve(message.session, layers, room, self._config.full_share)
             except Busy as busy:
                 code, reason = "busy", str(busy)
         if code:
@@ -256,10 +254,10 @@ class StageMachine:
         effects: list[Effect] = []
         needed = session.next_position
         while True:
-            for tokens in (min(session.tokens_max, needed + AHEAD_TOKENS), needed):
-                if self.ledger.grow(session.session, tokens):
+            for tokens in (min(session.tokens_max, needed + self._config.ahead_tokens), needed):
+                if self.ledger.extend(session.session, tokens):
                     session.room = tokens
-                    return [*effects, GrowKv(session.session, tokens)]
+                    return [*effects, ExtendKv(session.session, tokens)]
             goes = min(self.sessions.values(), key=lambda one: (one.next_position, one.session))
             effects += self._broken(goes, (), "requests that had come farther needed its KV pages", wire.PREEMPTED)
             if goes is session:
