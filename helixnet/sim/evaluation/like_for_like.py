@@ -40,6 +40,8 @@ ONLINE_TOKENS_PER_S: Mapping[tuple[str, str], float] = {
 what makes their published decode rates of Helix (216.7 and 183.5 tokens/s), at 4.29 tokens for each decoded one."""
 OFFLINE = Admission(waits=True)
 LIVES, QUICK_LIVES = 10.0, 2.0
+ARRIVALS_LIVES = 4.0
+"""Times the lives to be measured for which requests are drawn: they may live longer than they did at first."""
 FIRST = Windows(300.0, 300.0)
 """Of a run that only tells how long requests live: so long the next one warms up."""
 OVERLOADED_SHARE = 0.05
@@ -97,7 +99,8 @@ class LikeForLike(Cell, frozen=True, kw_only=True, tag="like-for-like"):
         def outcome(windows: Windows) -> Outcome:
             feed: Feed = FillKv(lengths)
             if self.online_tokens_per_s:
-                seconds = windows.warm_up_s + (MEASURED_S_MAX if windows.lives else windows.measured_s)
+                lives = max(1.0, ARRIVALS_LIVES * windows.lives)
+                seconds = windows.warm_up_s + min(MEASURED_S_MAX, lives * windows.measured_s)
                 feed = Trace(arrivals_of(trace, self.online_tokens_per_s, seconds, self.seed))
             return simulate(
                 Setup(
@@ -114,7 +117,10 @@ class LikeForLike(Cell, frozen=True, kw_only=True, tag="like-for-like"):
             )
 
         life_s = max(outcome(FIRST).life_s, 1.0)
-        return _row(outcome(Windows(life_s, life_s, self.lives)))
+        last = outcome(Windows(life_s, life_s, self.lives))
+        if last.measured_s > min(MEASURED_S_MAX, ARRIVALS_LIVES * self.lives * life_s):
+            raise UsageError(f"{self.title()}: requests live {last.life_s:.0f} s, {life_s:.0f} s at first.")
+        return _row(last)
 
 
 @dataclass(frozen=True, slots=True)
