@@ -55,11 +55,14 @@ def test_who_grows_and_has_come_least_far_goes_itself() -> None:
     assert list(stage.sessions) == ["far"]
 
 
-def test_nobody_is_let_in_where_room_to_grow_would_be_gone() -> None:
+def test_no_newcomer_is_let_in_where_room_to_grow_would_be_gone() -> None:
     stage = a_stage(pages=3 * 20)
     stage.reserve(CLIENT, reserve("s", prompt_tokens=150, tokens_max=160), 0.0)
     assert refusal(stage.reserve(CLIENT, reserve("t", prompt_tokens=150, tokens_max=160), 0.0)) == "busy"
+    resumed = stage.reserve(CLIENT, reserve("t", prompt_tokens=150, made=3, tokens_max=160), 0.0)
+    assert sent(resumed) == [wire.Reserved(session=SessionId("t"))], "who goes on is"
     stage.release(SessionId("s"))
+    stage.release(SessionId("t"))
     alone = stage.reserve(CLIENT, reserve("t", prompt_tokens=310, tokens_max=320), 0.0)
     assert sent(alone) == [wire.Reserved(session=SessionId("t"))]
 

@@ -339,9 +339,10 @@ def test_the_prompt_goes_in_by_chunks_once_every_stage_has_room() -> None:
 
 def test_only_an_exit_that_looks_back_is_told_the_prompt() -> None:
     resumed = an_open(prompt=(1, 2, 3), made=1, sampling=Sampling(repetition_penalty=1.1))
-    for opened, told in ((an_open(), ((), 0, ())), (resumed, ((1, 2, 3), 1, (7,)))):
+    for opened, made, told in ((an_open(), 0, ((), ())), (resumed, 1, ((1, 2, 3), (7,)))):
         reserves = sent(EntryMachine(ME, a_stage(), EntryConfig()).open(CLIENT, opened, 0.0))
-        assert [(r.prompt, r.made, r.stop_ids) for r in reserves if isinstance(r, wire.Reserve)] == [((), 0, ()), told]
+        assert [(r.prompt, r.stop_ids) for r in reserves if isinstance(r, wire.Reserve)] == [((), ()), told]
+        assert {r.made for r in reserves if isinstance(r, wire.Reserve)} == {made}
 
 
 def test_an_exit_remembers_what_it_chose() -> None:

@@ -258,10 +258,11 @@ def _reservations(message: wire.Open) -> list[wire.Reserve]:
             manifest_hash=message.manifest_hash,
             tokens_max=len(message.prompt) + message.tokens_max,
             prompt_tokens=len(message.prompt),
+            made=message.made,
         )
         for stage in range(len(message.pipeline))
     ]
     at_exit = msgspec.structs.replace(reservations[-1], sampling=message.sampling)
     if message.sampling.looks_back:
-        at_exit = msgspec.structs.replace(at_exit, prompt=message.prompt, made=message.made, stop_ids=message.stop_ids)
+        at_exit = msgspec.structs.replace(at_exit, prompt=message.prompt, stop_ids=message.stop_ids)
     return [*reservations[:-1], at_exit]

@@ -55,7 +55,7 @@ class StageConfig(msgspec.Struct, frozen=True, kw_only=True):
     ahead_tokens: int = 64
     """So many tokens ahead of what it has, pages are taken for a session, where there are any."""
     full_share: float = 0.95
-    """Of the pages: nobody else is let in beyond. The rest is for those who are here to grow."""
+    """Of the pages: newcomers are not let in beyond. The rest is for those who are here, and those who go on."""
 
 
 class StageMachine:
@@ -127,7 +127,8 @@ class StageMachine:
             layers = message.pipeline[message.stage].layers
             room = min(message.tokens_max, message.prompt_tokens + self._config.ahead_tokens)
             try:
-                self.ledger.reserve(message.session, layers, room, self._config.full_share)
+                share_max = 1.0 if message.made else self._config.full_share
+                self.ledger.reserve(message.session, layers, room, share_max)
             except Busy as busy:
                 code, reason = "busy", str(busy)
         if code:

@@ -251,10 +251,11 @@ class Reserve(_Message, frozen=True):
     tokens_max: int
     prompt_tokens: int
     """Of these, how many come first and at once."""
+    made: int = 0
+    """So many of the prompt's last tokens are of the answer: who goes on is let in where newcomers no longer are."""
     sampling: Sampling | None = None
     """For the exit only; what follows, too, and only if sampling looks back."""
     prompt: tuple[int, ...] = ()
-    made: int = 0
     stop_ids: tuple[int, ...] = ()
 
 
@@ -426,7 +427,7 @@ def _out_of_bounds(message: Message) -> str:
                 return "a reservation names a stage its pipeline does not have"
             if not 1 <= message.prompt_tokens <= message.tokens_max <= 2 * PROMPT_TOKENS_MAX:
                 return "a reservation is out of bounds"
-            if not 0 <= message.made <= len(message.prompt) <= message.prompt_tokens:
+            if not 0 <= message.made < message.prompt_tokens or len(message.prompt) not in (0, message.prompt_tokens):
                 return "a reservation's history is out of bounds"
             if len(message.stop_ids) > STOP_IDS_MAX:
                 return "too many stop ids"
