@@ -130,11 +130,10 @@ def weakest_window(problem: Problem, supply: NDArray[np.float64], index: int) ->
     windows = _longest_windows(problem.layers, problem.peers[index].layers_max)
     if not len(windows.starts):
         return None
-    uncovered = (windows.inside & (supply <= 0)).sum(axis=1)
-    mean = np.where(windows.inside, supply, 0.0).sum(axis=1) / windows.lengths
-    # Equal but for rounding is equal: then the first.
-    weakness = np.where(uncovered == uncovered.max(), np.round(mean / max(1e-9, supply.max()), 9), np.inf)
-    weakest = int(np.argmin(weakness))
+    there = np.where(windows.inside, supply[windows.layers], 0.0)
+    uncovered = windows.lengths - np.count_nonzero(there > 0, axis=0)
+    mean = there.sum(axis=0) / windows.lengths
+    weakest = int(np.argmin(np.where(uncovered == uncovered.max(), mean, np.inf)))
     start = int(windows.starts[weakest])
     return Span(start, start + int(windows.lengths[weakest]))
 
@@ -145,17 +144,19 @@ class _Windows:
 
     starts: Indices
     lengths: Indices
+    layers: Indices
+    """[offset, window]: summed up window by window in the order of layers, whatever the lengths."""
     inside: NDArray[np.bool_]
-    """[window, layer]"""
+    """Whether that is a layer of the window."""
 
 
 @lru_cache(maxsize=1024)
 def _longest_windows(layers: int, rooms: Rooms) -> _Windows:
     every = np.array([_longest_within(layers, rooms, start) for start in range(layers)], dtype=np.intp)
     starts = np.flatnonzero(every)
-    lengths, layer = every[starts], np.arange(layers)
-    inside = (layer >= starts[:, None]) & (layer < (starts + lengths)[:, None])
-    return _Windows(starts, lengths, inside)
+    lengths = every[starts]
+    offsets = np.arange(lengths.max(initial=0))[:, None]
+    return _Windows(starts, lengths, np.minimum(starts + offsets, layers - 1), offsets < lengths)
 
 
 def longest_from(problem: Problem, index: int, start: int) -> int:
