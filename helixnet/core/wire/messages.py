@@ -434,8 +434,10 @@ def _out_of_bounds(message: Message) -> str:
         case Steps() | Sampled():
             if len(message.items) > STEPS_MAX:
                 return "too many steps in one frame"
+            if isinstance(message, Sampled) and any(_has_too_many(item.logprobs) for item in message.items):
+                return "too many log probabilities"
         case Token():
-            if message.logprobs is not None and len(message.logprobs) > LOGPROBS_MAX + 1:
+            if _has_too_many(message.logprobs):
                 return "too many log probabilities"
         case Yielded() | Lease():
             if len(message.addresses) > ADDRESSES_MAX:
@@ -447,3 +449,7 @@ def _out_of_bounds(message: Message) -> str:
             if len(message.reason) > TEXT_CHARS_MAX:
                 return "a reason is too long"
     return ""
+
+
+def _has_too_many(logprobs: Logprobs | None) -> bool:
+    return logprobs is not None and len(logprobs) > LOGPROBS_MAX + 1
