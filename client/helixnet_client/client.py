@@ -9,11 +9,9 @@ from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Self
 
-import msgspec
-
 from helixnet.core.errors import UsageError
 from helixnet.core.route.request import Request, RequestConfig, RequestSpec
-from helixnet.core.sampling import Logprobs, Sampling
+from helixnet.core.sampling import Logprobs
 from helixnet.core.wire.messages import View
 from helixnet_client.local import addresses_to_join
 from helixnet_client.swarm import Swarm
@@ -194,16 +192,9 @@ class AsyncStream:
             context_tokens=view.context_tokens,
             prompt=prompt,
             tokens_max=self._options.max_tokens,
-            sampling=self._sampling_with(tokenizer),
+            sampling=self._options.sampling(self._sampling.seed, tokenizer.words(self._options.bad_words)),
             stop_ids=tuple(dict.fromkeys((*tokenizer.stop_ids, *self._options.stop_ids))),
         )
-
-    def _sampling_with(self, tokenizer: Tokenizer) -> Sampling:
-        words = tuple(ids for word in self._options.bad_words for ids in tokenizer.word(word))
-        try:
-            return msgspec.structs.replace(self._sampling, bad_words=words) if words else self._sampling
-        except ValueError as error:
-            raise UsageError(f"{error}.") from None
 
     def _take(
         self, ids: list[int], logprobs: list[Logprobs | None], spec: RequestSpec, detokenizer: Detokenizer

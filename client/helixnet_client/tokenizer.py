@@ -62,10 +62,11 @@ class Tokenizer:
             raise UsageError(f"The model's chat template refuses this conversation: {error}.") from None
         return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def word(self, text: str) -> list[tuple[int, ...]]:
-        """The ids of a word where it begins a text, and where a space comes before it."""
-        forms = (tuple(self._tokenizer.encode(form, add_special_tokens=False).ids) for form in (text, f" {text}"))
-        return list(dict.fromkeys(ids for ids in forms if ids))
+    def words(self, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """The ids of words where they begin a text, and where a space comes before them."""
+        forms = [form for text in texts for form in (text, f" {text}")]
+        found = (tuple(self._tokenizer.encode(form, add_special_tokens=False).ids) for form in forms)
+        return tuple(dict.fromkeys(ids for ids in found if ids))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some tokens, special ones left out."""

@@ -103,19 +103,18 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise UsageError(f"max_tokens must be at least 1, not {self.max_tokens}.")
-        if isinstance(self.stop, str) or len(self.stop) > STOP_TEXTS_MAX or not all(self.stop):
-            raise UsageError(f"stop is a list of up to {STOP_TEXTS_MAX} texts, none of them empty.")
-        if isinstance(self.bad_words, str) or len(self.bad_words) > BAD_WORDS_MAX or not all(self.bad_words):
-            raise UsageError(f"bad_words is a list of up to {BAD_WORDS_MAX} texts, none of them empty.")
+        for name, texts, most in (("stop", self.stop, STOP_TEXTS_MAX), ("bad_words", self.bad_words, BAD_WORDS_MAX)):
+            if isinstance(texts, str) or len(texts) > most or not all(texts):
+                raise UsageError(f"{name} is a list of up to {most} texts, none of them empty.")
         if len(self.stop_ids) > STOP_IDS_MAX // 2:
             raise UsageError(f"stop_ids has at most {STOP_IDS_MAX // 2} token ids, not {len(self.stop_ids)}.")
         if self.min_tokens > self.max_tokens:
             raise UsageError(f"min_tokens must be at most max_tokens, {self.max_tokens}, not {self.min_tokens}.")
 
-    def sampling(self, fresh_seed: int) -> Sampling:
-        """These options as the swarm takes them, but for bad words, which take a tokenizer.
+    def sampling(self, fresh_seed: int, bad_words: tuple[tuple[int, ...], ...] = ()) -> Sampling:
+        """These options as the swarm takes them.
 
-        `fresh_seed` is used if no seed was given.
+        `fresh_seed` is used if no seed was given; `bad_words` are the ids of those here, which take a tokenizer.
         """
         seed = self.seed if self.seed is not None else (fresh_seed % (SEED_MAX + 1) if self.temperature > 0 else 0)
         try:
@@ -128,6 +127,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 presence_penalty=self.presence_penalty,
                 frequency_penalty=self.frequency_penalty,
                 logit_bias=tuple(sorted(self.logit_bias.items())),
+                bad_words=bad_words,
                 min_tokens=self.min_tokens,
                 logprobs=self.logprobs,
                 seed=seed,

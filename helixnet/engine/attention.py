@@ -16,8 +16,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from helixnet.core.stage.pages import PAGE_TOKENS
 from helixnet.core.types import Span
-from helixnet.engine.kv import PAGE_TOKENS, KvPool, SessionKv
+from helixnet.engine.kv import KvPool, SessionKv
 
 ATTENTION_NAME = "helixnet"
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from helixnet.core.errors import Busy
+from helixnet.core.stage.pages import PAGE_TOKENS
 from helixnet.core.types import SessionId, Span
 
-PAGE_TOKENS = 16
 SESSIONS_MAX = 4096
 
 
@@ -79,7 +79,7 @@ class KvPool:
                 raise Busy(f"{needed} more KV pages are needed, {self.pages_free} are free")
             pages, _ = self._take(len(held.layers), more)
             held.pages = np.concatenate([held.pages, pages], axis=1)
-            held.consecutive = bool((np.diff(held.pages, axis=1) == 1).all())
+            held.consecutive = _follow_one_another(held.pages)
         held.tokens = max(held.tokens, tokens)
 
     def fill(self, session: SessionId, tokens: int) -> None:
@@ -147,7 +147,7 @@ class KvPool:
         scattered = np.flatnonzero(self._free)[: layers * per_layer].astype(np.int64)
         self._free[scattered] = False
         table = scattered.reshape(layers, per_layer)
-        return table, bool((np.diff(table, axis=1) == 1).all())
+        return table, _follow_one_another(table)
 
     def _run(self, length: int) -> int | None:
         """Where the first run of `length` free pages begins."""
@@ -155,3 +155,8 @@ class KvPool:
         starts, stops = edges[0::2], edges[1::2]
         fits = np.flatnonzero(stops - starts >= length)
         return int(starts[fits[0]]) if fits.size else None
+
+
+def _follow_one_another(pages: np.ndarray) -> bool:
+    """Whether each layer's pages `[layers, pages]` are one run."""
+    return bool((np.diff(pages, axis=1) == 1).all())

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from helixnet.core.errors import CorruptCheckpoint, ModelError
+from helixnet.core.stage.pages import PAGE_TOKENS
 from helixnet.engine.attention import ATTENTION_NAME, attend
 from helixnet.engine.base import Progress
 from helixnet.engine.fused import PROBE_TOKENS, FusedLayer, column_wise, fuse, rotation_of
-from helixnet.engine.kv import PAGE_TOKENS, KvPool
+from helixnet.engine.kv import KvPool
 from helixnet.engine.weights import architecture
 from helixnet.engine.weights.prepared import PreparedModel
 from helixnet.engine.weights.source import WeightSource

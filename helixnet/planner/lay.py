@@ -154,7 +154,8 @@ class _Laying:
         self.choices: list[Counts] = [np.array([-1])]
         self.starts: list[int] = [0]
         self.nodes = 1
-        self._at_layer, self._allowed = -1, np.zeros(0, dtype=bool)
+        self.allowed = np.zeros(0, dtype=bool)
+        """Which options may be placed at the layer under way, if their kind is left."""
         self.weights = self.rng.random(self.reach + len(kinds.members))
 
     def run(self) -> Laid:
@@ -163,6 +164,7 @@ class _Laying:
         self.pending[0].add(self.kinds.counts()[None], np.zeros((1, self.reach)), none, none, np.zeros(1, dtype=int))
         reached, furthest = 0, 0
         for layer in range(self.layers if self.slack >= 0 else 0):
+            self.allowed = self._allowed_at(layer)
             while self.pending[layer].left:
                 left, supply, waste, rank, node = self._best(layer)
                 reached, furthest = layer, int(node[0])
@@ -185,12 +187,6 @@ class _Laying:
         return left[unique], supply[unique], waste[unique], rank[unique], node[unique]
 
     def _allowed_at(self, layer: int) -> Flags:
-        """Which options may be placed at a layer if their kind is left; said once while the layer is the same."""
-        if self._at_layer != layer:
-            self._at_layer, self._allowed = layer, self._allowed_anew(layer)
-        return self._allowed
-
-    def _allowed_anew(self, layer: int) -> Flags:
         """An option too long for what is left ends with the model's last layer."""
         start = np.minimum(layer, self.layers - self.option_length)
         stop = start + self.option_length
@@ -204,24 +200,23 @@ class _Laying:
             allowed &= self.option_good | (stop == windows[:, 1])
         return np.asarray(allowed, dtype=np.bool_)
 
-    def _options(self, layer: int, left: Counts) -> Counts:
-        """Which options are tried at a layer."""
-        allowed = self._allowed_at(layer)
+    def _options(self, left: Counts) -> Counts:
+        """Which options are tried at the layer under way."""
         present = np.any(left, axis=0)
         if np.count_nonzero(present) > KINDS_TRIED:
             self.exhaustive = False
             has_option = np.zeros_like(present)
-            has_option[self.option_kind[allowed]] = True
+            has_option[self.option_kind[self.allowed]] = True
             usable = np.flatnonzero(present & has_option)
             if len(usable) > KINDS_TRIED:
                 usable = self.rng.choice(usable, KINDS_TRIED, replace=False)
             present = np.zeros_like(present)
             present[usable] = True
-        return np.flatnonzero(allowed & present[self.option_kind])
+        return np.flatnonzero(self.allowed & present[self.option_kind])
 
     def _step(self, layer: int, left: Counts, supply: Matrix, waste: Matrix, rank: Matrix, node: Counts) -> None:
         """Place one more peer in each state, in every way that does not waste more than there is to spare."""
-        options = self._options(layer, left)
+        options = self._options(left)
         if not len(options):
             return
         kind, length, rate = self.option_kind[options], self.option_length[options], self.option_rate[options]

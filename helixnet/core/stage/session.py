@@ -23,8 +23,6 @@ class StageSession:
     history: History | None
     """For the exit, if sampling looks back."""
     active_at: float
-    room: int
-    """It has pages for so many tokens."""
     next_position: int = 0
     layers: Span = field(init=False)
     """The layers this stage runs for the session."""

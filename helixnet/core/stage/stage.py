@@ -143,7 +143,6 @@ class StageMachine:
             sampling=message.sampling,
             history=_history(message),
             active_at=now,
-            room=room,
         )
         self._in_line += message.prompt_tokens
         self._idle_at = min(self._idle_at, now + self._config.idle_s)
@@ -203,15 +202,10 @@ class StageMachine:
                 lost = wire.Broken(session=session_id, suspects=(self.me,), reason="the stage has no such session")
                 effects.append(Send(sender, lost))
                 continue
-            problem = session.advance(item.position, tokens, now)
-            if problem:
-                effects += self._broken(session, (), problem)
+            effects += self._advance(session, item.position, tokens, now)
+            if session_id not in self.sessions:
                 continue
             taken += tokens
-            if session.next_position > session.room:
-                effects += self._make_room(session)
-                if session_id not in self.sessions:
-                    continue
             self._batcher.add(
                 Work(
                     session=session_id,
@@ -233,19 +227,21 @@ class StageMachine:
         session = self.sessions.get(work.session)
         if session is None:
             return []
-        problem = session.advance(work.position, work.tokens, now)
-        if problem:
-            return self._broken(session, (), problem)
+        effects = self._advance(session, work.position, work.tokens, now)
+        if work.session not in self.sessions:
+            return effects
         self.meter.count(None, work.tokens, now)
-        effects: list[Effect] = []
-        if session.next_position > session.room:
-            effects = self._make_room(session)
-            if work.session not in self.sessions:
-                return effects
         if work.wanted and session.next_hop is None:
             work = msgspec.structs.replace(work, sample=session.sampling, history=session.history)
         self._batcher.add(work)
         return effects
+
+    def _advance(self, session: StageSession, position: int, tokens: int, now: float) -> list[Effect]:
+        """So many tokens of a session came for `position`: it has room for them now, or is gone."""
+        problem = session.advance(position, tokens, now)
+        if problem:
+            return self._broken(session, (), problem)
+        return self._make_room(session) if session.next_position > self.ledger.tokens(session.session) else []
 
     def _make_room(self, session: StageSession) -> list[Effect]:
         """Pages for what just came of a session, and some ahead; if there are none, whoever has come least far goes.
@@ -257,7 +253,6 @@ class StageMachine:
         while True:
             for tokens in (min(session.tokens_max, needed + self._config.ahead_tokens), needed):
                 if self.ledger.extend(session.session, tokens):
-                    session.room = tokens
                     return [*effects, ExtendKv(session.session, tokens)]
             goes = min(self.sessions.values(), key=lambda one: (one.next_position, one.session))
             effects += self._broken(goes, (), "requests that had come farther needed its KV pages", wire.PREEMPTED)

@@ -96,11 +96,10 @@ class LikeForLike(Cell, frozen=True, kw_only=True, tag="like-for-like"):
         laid = _laid(artifact, self.instance, self.model, self.method, self.seed)
         lengths = lengths_of(trace)
 
-        def outcome(windows: Windows) -> Outcome:
+        def outcome(windows: Windows, asked_s: float) -> Outcome:
             feed: Feed = FillKv(lengths)
             if self.online_tokens_per_s:
-                lives = max(1.0, ARRIVALS_LIVES * windows.lives)
-                seconds = windows.warm_up_s + min(MEASURED_S_MAX, lives * windows.measured_s)
+                seconds = windows.warm_up_s + asked_s
                 feed = Trace(arrivals_of(trace, self.online_tokens_per_s, seconds, self.seed))
             return simulate(
                 Setup(
@@ -116,9 +115,10 @@ class LikeForLike(Cell, frozen=True, kw_only=True, tag="like-for-like"):
                 self.seed,
             )
 
-        life_s = max(outcome(FIRST).life_s, 1.0)
-        last = outcome(Windows(life_s, life_s, self.lives))
-        if last.measured_s > min(MEASURED_S_MAX, ARRIVALS_LIVES * self.lives * life_s):
+        life_s = max(outcome(FIRST, FIRST.measured_s).life_s, 1.0)
+        asked_s = min(MEASURED_S_MAX, ARRIVALS_LIVES * self.lives * life_s)
+        last = outcome(Windows(life_s, life_s, self.lives), asked_s)
+        if self.online_tokens_per_s and last.measured_s > asked_s:
             raise UsageError(f"{self.title()}: requests live {last.life_s:.0f} s, {life_s:.0f} s at first.")
         return _row(last)
 
