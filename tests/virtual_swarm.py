@@ -19,8 +19,10 @@ from helixnet.core.machine import (
     Effect,
     Emit,
     Event,
+    EvictKv,
     ExtendKv,
     Gone,
+    KvEffect,
     Loaded,
     LoadSpan,
     OpenKv,
@@ -28,6 +30,7 @@ from helixnet.core.machine import (
     Publish,
     ReleaseKv,
     RunBatch,
+    SealKv,
     Send,
     Solve,
     Solved,
@@ -36,12 +39,13 @@ from helixnet.core.model import Manifest
 from helixnet.core.peer import Peer, PeerConfig, PeerFacts
 from helixnet.core.plan.plan import Assignment, Flow, Placement, Prediction, uncovered
 from helixnet.core.plan.snapshot import Snapshot
+from helixnet.core.prefix import BLOCK_TOKENS
 from helixnet.core.route.follow import SwarmView
 from helixnet.core.route.request import Request, RequestConfig, RequestSpec
 from helixnet.core.stage.work import Done, Work
 from helixnet.core.swarm.capability import Capability, RatePoint
 from helixnet.core.swarm.records import decode_record
-from helixnet.core.types import PeerId, SessionId, Span, runs
+from helixnet.core.types import BlockId, PeerId, SessionId, Span, runs
 from helixnet.core.wire import messages as wire
 from helixnet.core.wire.activation import Activation
 
@@ -107,10 +111,34 @@ class ToyEngine:
     def __init__(self) -> None:
         self.loaded: set[int] = set()
         self.kv: dict[SessionId, tuple[Span, int, bytes]] = {}
+        self.ends: dict[tuple[SessionId, int], bytes] = {}
+        """The first stage's KV at the end of each block."""
+        self.blocks: dict[BlockId, tuple[Span, int, bytes]] = {}
 
     def held(self) -> tuple[Span, ...]:
         """Maximal runs of loaded layers."""
         return runs(self.loaded)
+
+    def make_room(self, effect: KvEffect) -> None:
+        """Open, extend, seal, evict or release."""
+        match effect:
+            case OpenKv():
+                begun = self.blocks[effect.begun[-1]] if effect.begun else (effect.layers, 0, b"")
+                assert begun[:2] == (effect.layers, BLOCK_TOKENS * len(effect.begun))
+                self.kv[effect.session] = begun
+            case ExtendKv():
+                assert effect.session in self.kv
+            case SealKv():
+                for place, block in effect.blocks:
+                    span, filled, _ = self.kv[effect.session]
+                    end = BLOCK_TOKENS * (place + 1)
+                    assert filled >= end and block not in self.blocks
+                    self.blocks[block] = (span, end, self.ends.get((effect.session, end), b""))
+            case EvictKv():
+                for block in effect.blocks:
+                    del self.blocks[block]
+            case ReleaseKv():
+                self.kv.pop(effect.session, None)
 
     def run(self, work: Work) -> Done:
         """One item through its layers: the digest of the last token travels as the activation."""
@@ -121,16 +149,18 @@ class ToyEngine:
             return Done(session=work.session, error=f"position {work.position} where {position} was due")
         states: list[bytes] = []
         for row in range(work.tokens):
+            position += 1
             if work.token_ids is not None:
                 state = _mix(state, work.token_ids[row])
                 digest = state
+                self.ends[work.session, position] = state
             else:
                 assert work.activation is not None
                 digest = bytes(memoryview(work.activation.data)[row * 32 : row * 32 + 32])
             for layer in work.layers.layers():
                 digest = hashlib.sha256(digest + bytes([layer])).digest()
             states.append(digest)
-        self.kv[work.session] = (span, position + work.tokens, state)
+        self.kv[work.session] = (span, position, state)
         if work.layers.stop == LAYERS:
             token = int.from_bytes(states[-1][:2], "big") if work.sample is not None else None
             return Done(session=work.session, token_id=token)
@@ -309,12 +339,8 @@ class VirtualSwarm:
             case RunBatch():
                 results = tuple(engine.run(work) for work in effect.batch)
                 self._outcome(me, STEP_S, BatchDone(results, STEP_S))
-            case OpenKv():
-                engine.kv[effect.session] = (effect.layers, 0, b"")
-            case ExtendKv():
-                assert effect.session in engine.kv
-            case ReleaseKv():
-                engine.kv.pop(effect.session, None)
+            case OpenKv() | ExtendKv() | SealKv() | EvictKv() | ReleaseKv():
+                engine.make_room(effect)
             case LoadSpan():
                 engine.loaded |= set(effect.span.layers())
                 self._outcome(me, 0.5, Loaded(engine.held()))

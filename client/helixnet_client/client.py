@@ -194,6 +194,7 @@ class AsyncStream:
             tokens_max=self._options.max_tokens,
             sampling=self._options.sampling(self._sampling.seed, tokenizer.words(self._options.bad_words)),
             stop_ids=tuple(dict.fromkeys((*tokenizer.stop_ids, *self._options.stop_ids))),
+            cache_salt=self._options.cache_salt,
         )
 
     def _take(
@@ -219,7 +220,7 @@ class AsyncStream:
             token_ids=tuple(request.tokens),
             logprobs=tuple(chances for chances in request.logprobs if chances is not None),
             finish="stop" if detokenizer.stopped else request.finish,
-            usage=Usage(len(spec.prompt), count),
+            usage=Usage(len(spec.prompt), count, request.cached),
             timings=Timings(first_at - self._began, (ended - first_at) / max(1, count - 1), ended - self._began),
             seed=spec.sampling.seed,
             retries=len(request.pipelines) - 1,

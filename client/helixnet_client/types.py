@@ -28,6 +28,8 @@ class Usage(msgspec.Struct, frozen=True):
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
+    """Of the prompt: computed for an earlier one, not for this request."""
 
 
 class Timings(msgspec.Struct, frozen=True):
@@ -99,6 +101,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Texts that end the answer; they are not part of it."""
     stop_ids: Sequence[int] = ()
     """Token ids that end the answer, besides the model's own."""
+    cache_salt: str | None = ""
+    """What peers computed of prompt and answer stays with them for a while, and saves time where a later prompt begins
+    alike: one of this client's, or of anybody's who gives the same salt. None: nothing stays."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:

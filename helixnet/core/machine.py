@@ -14,7 +14,7 @@ import msgspec
 from helixnet.core.plan.plan import Placement
 from helixnet.core.plan.snapshot import Snapshot
 from helixnet.core.stage.work import Done, Work
-from helixnet.core.types import PeerId, SessionId, Span
+from helixnet.core.types import BlockId, PeerId, SessionId, Span
 from helixnet.core.wire.codec import Lane
 from helixnet.core.wire.messages import Message
 
@@ -52,11 +52,12 @@ class RunBatch(_Value, frozen=True):
 
 
 class OpenKv(_Value, frozen=True):
-    """Make the engine's room for so many tokens of a session whose pages were just counted."""
+    """Make the engine's room for so many tokens of a session whose pages were counted; it begins after `begun`."""
 
     session: SessionId
     layers: Span
     tokens: int
+    begun: tuple[BlockId, ...] = ()
 
 
 class ExtendKv(_Value, frozen=True):
@@ -66,8 +67,21 @@ class ExtendKv(_Value, frozen=True):
     tokens: int
 
 
+class SealKv(_Value, frozen=True):
+    """Whole blocks of a session, by their places in it, may be shared from now on, also when it has ended."""
+
+    session: SessionId
+    blocks: tuple[tuple[int, BlockId], ...]
+
+
+class EvictKv(_Value, frozen=True):
+    """Free blocks that no session uses."""
+
+    blocks: tuple[BlockId, ...]
+
+
 class ReleaseKv(_Value, frozen=True):
-    """Free the engine's room of a session."""
+    """Free the engine's room of a session, but for its shared blocks."""
 
     session: SessionId
 
@@ -100,7 +114,8 @@ class Emit(_Value, frozen=True):
     event: Event
 
 
-Effect = Send | Publish | RunBatch | OpenKv | ExtendKv | ReleaseKv | LoadSpan | DropLayers | Solve | Emit
+KvEffect = OpenKv | ExtendKv | SealKv | EvictKv | ReleaseKv
+Effect = Send | Publish | RunBatch | KvEffect | LoadSpan | DropLayers | Solve | Emit
 
 
 # --- what the driver brings back -------------------------------------------------------------------

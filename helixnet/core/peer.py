@@ -272,7 +272,7 @@ class Peer:
                 return self.entry.cancel(sender, message)
             case wire.Release():
                 session = self.stage.sessions.get(message.session)
-                return self.stage.release(message.session) if session and session.entry == sender else []
+                return self.stage.end(message) if session and session.entry == sender else []
             case wire.Broken():
                 return [*self.stage.broken(sender, message), *self.entry.broken(sender, message)]
             case wire.Pong():

@@ -13,6 +13,9 @@ PeerId = NewType("PeerId", str)
 SessionId = NewType("SessionId", str)
 """The swarm's name for one request in flight; random, chosen by the client, at most 64 characters."""
 
+BlockId = NewType("BlockId", bytes)
+"""A stage's name for the KV of one block of tokens: it says which tokens came up to its end, and by which way."""
+
 SESSION_ID_CHARS_MAX = 64
 LAYERS_MAX = 1024
 

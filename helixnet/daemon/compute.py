@@ -14,6 +14,7 @@ from helixnet.core.machine import (
     DropLayers,
     Dropped,
     Event,
+    EvictKv,
     ExtendKv,
     Loaded,
     LoadSpan,
@@ -21,6 +22,7 @@ from helixnet.core.machine import (
     Outcome,
     ReleaseKv,
     RunBatch,
+    SealKv,
 )
 from helixnet.core.stage.work import Done
 from helixnet.engine.base import Engine
@@ -32,7 +34,7 @@ Finish = Callable[[Outcome], None]
 class EngineThread:
     """Runs batches on one thread, in order; loads weights on another, so that serving goes on meanwhile.
 
-    The queue is bounded by the stage machine: at most one batch and two small effects per session.
+    The queue is bounded by the stage machine: at most one batch and a few small effects per session.
     """
 
     def __init__(self, engine: Engine, on_event: Callable[[Event], None]) -> None:
@@ -45,10 +47,7 @@ class EngineThread:
 
     def submit(self, effect: ComputeEffect, done: Finish) -> None:
         """Queue an effect; `done` is called in the event loop with its outcome, if it has one."""
-        if isinstance(effect, LoadSpan):
-            threading.Thread(target=self._load, args=(effect, done), name="loader", daemon=True).start()
-        else:
-            self._queue.put((effect, done))
+        self._queue.put((effect, done))
 
     def close(self) -> None:
         """End the thread after what is queued; waits a moment for it."""
@@ -58,6 +57,9 @@ class EngineThread:
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
             effect, done = item
+            if isinstance(effect, LoadSpan):  # now, not before: what it takes the room of has been freed
+                threading.Thread(target=self._load, args=(effect, done), name="loader", daemon=True).start()
+                continue
             outcome = self._carry_out(effect)
             if outcome is not None:
                 self._back(done, outcome)
@@ -71,9 +73,13 @@ class EngineThread:
             case RunBatch():
                 return self._batch(effect)
             case OpenKv():
-                self._try(lambda: self.engine.open(effect.session, effect.layers, effect.tokens))
+                self._try(lambda: self.engine.open(effect.session, effect.layers, effect.tokens, effect.begun))
             case ExtendKv():
                 self._try(lambda: self.engine.extend(effect.session, effect.tokens))
+            case SealKv():
+                self._try(lambda: self.engine.seal(effect.session, effect.blocks))
+            case EvictKv():
+                self.engine.evict(effect.blocks)
             case ReleaseKv():
                 self.engine.release(effect.session)
             case DropLayers():

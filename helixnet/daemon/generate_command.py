@@ -62,6 +62,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--repetition-penalty", type=float, metavar="R", default=1.0, help="above 1: fewer repetitions (1)"
     )
     parser.add_argument("--stop", metavar="TEXT", action="append", default=[], help="end before this text (repeatable)")
+    parser.add_argument("--no-cache", action="store_true", help="peers keep nothing of it when the answer has ended")
     parser.add_argument("--seed", type=int, metavar="S", help="the same seed gives the same answer")
     parser.add_argument("--verbose", action="store_true", help="say how long it took, even if nobody watches")
     add_client_arguments(parser)
@@ -69,7 +70,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     names = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop", "seed")
-    return {name: getattr(arguments, name) for name in names}
+    return {name: getattr(arguments, name) for name in names} | {"cache_salt": None if arguments.no_cache else ""}
 
 
 def run_generate(arguments: argparse.Namespace) -> int:
@@ -135,6 +136,8 @@ def summary(completion: Completion, names: dict[str, str]) -> str:
 
     timings, tokens = completion.timings, completion.usage.completion_tokens
     parts = [many(tokens, "token"), f"first after {seconds(timings.ttft_s)}"]
+    if completion.usage.cached_tokens:
+        parts.append(f"{completion.usage.cached_tokens} of {completion.usage.prompt_tokens} prompt tokens were known")
     if timings.tpot_s > 0:
         parts.append(f"then {rate(1 / timings.tpot_s)}")
     if completion.finish == "length":

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from helixnet.core.model import Manifest
 from helixnet.core.stage.work import Done, Work
-from helixnet.core.types import SessionId, Span
+from helixnet.core.types import BlockId, SessionId, Span
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
@@ -39,12 +39,26 @@ class Engine(Protocol):
         """Forget all layers outside `keep` (all, if None). Sessions that need them must have been released."""
         ...
 
-    def open(self, session: SessionId, layers: Span, tokens: int) -> None:
-        """Make KV room for `tokens` tokens of `session` in `layers`. Raises Busy."""
+    def open(self, session: SessionId, layers: Span, tokens: int, begun: Sequence[BlockId] = ()) -> None:
+        """Make KV room for `tokens` tokens of `session` in `layers`. Raises Busy, or UsageError.
+
+        Its first tokens are those of the blocks `begun`, which were sealed by others: it goes on after them.
+        """
         ...
 
     def extend(self, session: SessionId, tokens: int) -> None:
         """Make it room for `tokens` tokens. Raises Busy, or UsageError for an unknown session."""
+        ...
+
+    def seal(self, session: SessionId, blocks: Sequence[tuple[int, BlockId]]) -> None:
+        """Give names to whole blocks of a session, by their places: others may begin with them.
+
+        Blocks stay when their session is released. Raises UsageError if they are not whole, or the session is unknown.
+        """
+        ...
+
+    def evict(self, blocks: Sequence[BlockId]) -> None:
+        """Free sealed blocks that no session uses; unknown ones are ignored."""
         ...
 
     def run(self, batch: Sequence[Work]) -> list[Done]:
@@ -56,5 +70,5 @@ class Engine(Protocol):
         ...
 
     def release(self, session: SessionId) -> None:
-        """Free the session's KV; unknown sessions are ignored."""
+        """Free the session's KV but for sealed blocks; unknown sessions are ignored."""
         ...

@@ -1,15 +1,21 @@
-"""KV memory: pages of `PAGE_TOKENS` tokens in one pool, reserved per session and layer, never over-committed."""
+"""KV memory: pages of `PAGE_TOKENS` tokens in one pool, reserved per session and layer, never over-committed.
+
+Sealed blocks outlive their session, and other sessions begin with the very same pages: nobody writes to them again. Who
+uses which is counted by the stage's ledger, which says when one may go.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from helixnet.core.errors import Busy
-from helixnet.core.stage.pages import PAGE_TOKENS
-from helixnet.core.types import SessionId, Span
+from helixnet.core.errors import Busy, UsageError
+from helixnet.core.prefix import BLOCK_TOKENS
+from helixnet.core.stage.pages import BLOCK_PAGES, PAGE_TOKENS
+from helixnet.core.types import BlockId, SessionId, Span
 
 SESSIONS_MAX = 4096
 
@@ -22,10 +28,31 @@ class SessionKv:
     tokens: int
     """There is room for so many."""
     pages: np.ndarray
-    consecutive: bool
-    """Whether each layer's pages follow one another, so that its KV is a view and needs no gathering."""
+    shared: np.ndarray
+    """[pages per layer] Which of them belong to blocks."""
     filled: dict[int, int] = field(default_factory=dict)
     """Tokens stored so far, per layer."""
+    consecutive: bool = field(init=False)
+    """Whether each layer's pages follow one another, so that its KV is a view and needs no gathering."""
+
+    def __post_init__(self) -> None:
+        self.place(self.pages)
+
+    def place(self, pages: np.ndarray) -> None:
+        """Its pages are these now."""
+        self.pages = pages
+        self.consecutive = bool((np.diff(pages, axis=1) == 1).all())
+
+    @property
+    def own(self) -> np.ndarray:
+        """Pages that no block has, [layers, pages]."""
+        return self.pages[:, ~self.shared]
+
+    @property
+    def written(self) -> np.ndarray:
+        """Those of them that were written to."""
+        used = -(-max(self.filled.values(), default=0) // PAGE_TOKENS)
+        return self.pages[:, :used][:, ~self.shared[:used]]
 
 
 class KvPool:
@@ -40,6 +67,8 @@ class KvPool:
         self._dtype, self._device = dtype, device
         self._free = np.zeros(0, dtype=bool)
         self.sessions: dict[SessionId, SessionKv] = {}
+        self.blocks: dict[BlockId, np.ndarray] = {}
+        """Pages of each sealed block, [layers, BLOCK_PAGES]."""
         self._allocate(0)
 
     @property
@@ -55,9 +84,14 @@ class KvPool:
     def pages_reserved(self) -> int:
         return int(self._free.size) - self.pages_free
 
-    def reserve(self, session: SessionId, layers: Span, tokens: int) -> None:
-        """Reserve room for `tokens` tokens in each of `layers`. Raises Busy; then nothing has changed."""
-        per_layer = -(-tokens // PAGE_TOKENS)
+    def reserve(self, session: SessionId, layers: Span, tokens: int, begun: Sequence[BlockId] = ()) -> None:
+        """Reserve room for `tokens` tokens in each of `layers`, the first of which are in the blocks `begun`.
+
+        Raises Busy, or UsageError for blocks that are not here; then nothing has changed.
+        """
+        if any(one not in self.blocks or len(self.blocks[one]) != len(layers) for one in begun):
+            raise UsageError(f"session {session} is to begin with blocks of {layers} that are not here")
+        per_layer = max(0, -(-tokens // PAGE_TOKENS) - BLOCK_PAGES * len(begun))
         needed = per_layer * len(layers)
         if session in self.sessions:
             raise Busy(f"session {session} is already open here")
@@ -66,8 +100,10 @@ class KvPool:
                 f"no KV room for {tokens} tokens in {len(layers)} layers: {needed} pages needed, "
                 f"{self.pages_free} free; try again later or on another peer"
             )
-        pages, consecutive = self._take(len(layers), per_layer)
-        self.sessions[session] = SessionKv(layers, tokens, pages, consecutive, dict.fromkeys(layers.layers(), 0))
+        pages = np.concatenate([*(self.blocks[one] for one in begun), self._take(len(layers), per_layer)], axis=1)
+        shared = np.arange(pages.shape[1]) < BLOCK_PAGES * len(begun)
+        filled = dict.fromkeys(layers.layers(), BLOCK_TOKENS * len(begun))
+        self.sessions[session] = SessionKv(layers, tokens, pages, shared, filled)
 
     def extend(self, session: SessionId, tokens: int) -> None:
         """Make the session's room one for `tokens` tokens; what is there stays. Raises Busy, changing nothing."""
@@ -77,10 +113,46 @@ class KvPool:
             needed = more * len(held.layers)
             if needed > self.pages_free:
                 raise Busy(f"{needed} more KV pages are needed, {self.pages_free} are free")
-            pages, _ = self._take(len(held.layers), more)
-            held.pages = np.concatenate([held.pages, pages], axis=1)
-            held.consecutive = _follow_one_another(held.pages)
+            self._grow(held, more)
         held.tokens = max(held.tokens, tokens)
+
+    def _grow(self, held: SessionKv, more: int) -> None:
+        """So many more pages for each layer: where they all follow one another if they can, or anywhere."""
+        layers, pages = held.pages.shape
+        start = self._run(layers * (pages + more)) if not held.shared.any() else None
+        if start is None:
+            held.shared = np.append(held.shared, np.zeros(more, dtype=bool))
+            held.place(np.concatenate([held.pages, self._take(layers, more)], axis=1))
+            return
+        before, written = held.pages, held.written
+        held.shared = np.zeros(pages + more, dtype=bool)
+        held.place(self._take(layers, pages + more))
+        self._copy(written, held.pages[:, : written.shape[1]])
+        self._wipe(written)
+        self._free[before.reshape(-1)] = True
+
+    def seal(self, session: SessionId, blocks: Sequence[tuple[int, BlockId]]) -> None:
+        """Give names to whole blocks of a session, by their places; they stay when it is released.
+
+        Raises UsageError, for a session or tokens that are not here; then nothing has changed.
+        """
+        held = self.sessions.get(session)
+        whole = min(held.filled.values()) // BLOCK_TOKENS if held is not None else 0
+        if held is None or any(not 0 <= place < whole for place, _ in blocks):
+            raise UsageError(f"session {session} has {whole} whole blocks here, and others were to be shared")
+        for place, block in blocks:
+            columns = slice(place * BLOCK_PAGES, (place + 1) * BLOCK_PAGES)
+            if block not in self.blocks and not held.shared[columns].any():
+                self.blocks[block] = held.pages[:, columns].copy()
+                held.shared[columns] = True
+
+    def evict(self, blocks: Sequence[BlockId]) -> None:
+        """Free blocks that no session uses; unknown ones are ignored."""
+        for block in blocks:
+            pages = self.blocks.pop(block, None)
+            if pages is not None:
+                self._wipe(pages)
+                self._free[pages.reshape(-1)] = True
 
     def fill(self, session: SessionId, tokens: int) -> None:
         """Store `tokens` made-up tokens in every layer of the session: what a benchmark needs is their number."""
@@ -91,21 +163,14 @@ class KvPool:
         held.filled = dict.fromkeys(held.layers.layers(), tokens)
 
     def release(self, session: SessionId) -> None:
-        """Give the session's pages back; unknown sessions are ignored."""
+        """Give the session's pages back, but not those of blocks; unknown sessions are ignored."""
         held = self.sessions.pop(session, None)
-        if held is None:
-            return
-        # What was written is wiped: a NaN left in a page would reach its next owner through masked positions.
-        for layer, tokens in held.filled.items():
-            used = held.pages[layer - held.layers.start, : -(-tokens // PAGE_TOKENS)]
-            if used.size:
-                where = torch.from_numpy(used).to(self._device)
-                self.k.index_fill_(0, where, 0)
-                self.v.index_fill_(0, where, 0)
-        self._free[held.pages.reshape(-1)] = True
+        if held is not None:
+            self._wipe(held.written)
+            self._free[held.own.reshape(-1)] = True
 
     def resize(self, pages: int) -> None:
-        """Change the pool's size; live sessions keep their KV. Raises Busy if they would not fit."""
+        """Change the pool's size; sessions and blocks keep their KV. Raises Busy if they would not fit."""
         if pages == self._free.size:
             return
         if pages < self.pages_reserved:
@@ -114,13 +179,31 @@ class KvPool:
                 "release sessions first or give the peer more memory"
             )
         old_k, old_v = self.k, self.v
+        # Pages in use move to the front, in order: what followed one another still does.
+        before = np.flatnonzero(~self._free)
+        moved = np.cumsum(~self._free) - 1
         self._allocate(pages)
+        self._free[: before.size] = False
+        where = torch.from_numpy(before).to(self._device)
+        self.k[: before.size] = old_k.index_select(0, where)
+        self.v[: before.size] = old_v.index_select(0, where)
         for held in self.sessions.values():
-            before = torch.from_numpy(held.pages.reshape(-1)).to(self._device)
-            held.pages, held.consecutive = self._take(*held.pages.shape)
-            after = torch.from_numpy(held.pages.reshape(-1)).to(self._device)
-            self.k.index_copy_(0, after, old_k.index_select(0, before))
-            self.v.index_copy_(0, after, old_v.index_select(0, before))
+            held.place(moved[held.pages])
+        self.blocks = {block: moved[pages] for block, pages in self.blocks.items()}
+
+    def _copy(self, pages: np.ndarray, to: np.ndarray) -> None:
+        """The contents of pages [layers, pages] to others."""
+        where = torch.from_numpy(pages.reshape(-1)).to(self._device)
+        target = torch.from_numpy(np.ascontiguousarray(to).reshape(-1)).to(self._device)
+        self.k.index_copy_(0, target, self.k.index_select(0, where))
+        self.v.index_copy_(0, target, self.v.index_select(0, where))
+
+    def _wipe(self, pages: np.ndarray) -> None:
+        """What was written goes: a NaN left in a page would reach its next owner through masked positions."""
+        if pages.size:
+            where = torch.from_numpy(np.ascontiguousarray(pages).reshape(-1)).to(self._device)
+            self.k.index_fill_(0, where, 0)
+            self.v.index_fill_(0, where, 0)
 
     def _allocate(self, pages: int) -> None:
         self.k, self.v = self._zeros(pages), self._zeros(pages)
@@ -137,17 +220,14 @@ class KvPool:
         raw = np.zeros(int(np.prod(shape)) * self._dtype.itemsize, dtype=np.uint8)
         return torch.from_numpy(raw).view(self._dtype).view(shape)
 
-    def _take(self, layers: int, per_layer: int) -> tuple[np.ndarray, bool]:
+    def _take(self, layers: int, per_layer: int) -> np.ndarray:
         """Pages `[layers, per_layer]`: one run for all of them, or else the first that are free."""
-        start = self._run(layers * per_layer)
-        if start is not None:
-            pages = np.arange(start, start + layers * per_layer, dtype=np.int64)
-            self._free[pages] = False
-            return pages.reshape(layers, per_layer), True
-        scattered = np.flatnonzero(self._free)[: layers * per_layer].astype(np.int64)
-        self._free[scattered] = False
-        table = scattered.reshape(layers, per_layer)
-        return table, _follow_one_another(table)
+        count = layers * per_layer
+        start = self._run(count)
+        free = np.flatnonzero(self._free)[:count] if start is None else np.arange(start, start + count)
+        pages: np.ndarray = free.astype(np.int64)
+        self._free[pages] = False
+        return pages.reshape(layers, per_layer)
 
     def _run(self, length: int) -> int | None:
         """Where the first run of `length` free pages begins."""
@@ -155,8 +235,3 @@ class KvPool:
         starts, stops = edges[0::2], edges[1::2]
         fits = np.flatnonzero(stops - starts >= length)
         return int(starts[fits[0]]) if fits.size else None
-
-
-def _follow_one_another(pages: np.ndarray) -> bool:
-    """Whether each layer's pages `[layers, pages]` are one run."""
-    return bool((np.diff(pages, axis=1) == 1).all())

@@ -14,7 +14,7 @@ import torch
 from helixnet.core.errors import HelixError, MemoryTooSmall, UsageError
 from helixnet.core.model import Manifest
 from helixnet.core.stage.work import Done, Work
-from helixnet.core.types import SESSION_ID_CHARS_MAX, SessionId, Span, runs
+from helixnet.core.types import SESSION_ID_CHARS_MAX, BlockId, SessionId, Span, runs
 from helixnet.core.wire.activation import Activation
 from helixnet.engine.attention import Row, Step
 from helixnet.engine.base import Progress
@@ -90,14 +90,14 @@ class TorchEngine:
             self._model.drop(self._model.held - kept)
             self._fit_pool()
 
-    def open(self, session: SessionId, layers: Span, tokens: int) -> None:
+    def open(self, session: SessionId, layers: Span, tokens: int, begun: Sequence[BlockId] = ()) -> None:
         if not any(span.holds(layers) for span in self.held()):
             raise UsageError(f"this peer does not hold {layers}")
         self._refuse_tokens(tokens)
         if not 1 <= len(session) <= SESSION_ID_CHARS_MAX:
             raise UsageError(f"a session id has 1 to {SESSION_ID_CHARS_MAX} characters")
         with self._running:
-            self._pool.reserve(session, layers, tokens)
+            self._pool.reserve(session, layers, tokens, begun)
 
     def extend(self, session: SessionId, tokens: int) -> None:
         if session not in self._pool.sessions:
@@ -105,6 +105,14 @@ class TorchEngine:
         self._refuse_tokens(tokens)
         with self._running:
             self._pool.extend(session, tokens)
+
+    def seal(self, session: SessionId, blocks: Sequence[tuple[int, BlockId]]) -> None:
+        with self._running:
+            self._pool.seal(session, blocks)
+
+    def evict(self, blocks: Sequence[BlockId]) -> None:
+        with self._running:
+            self._pool.evict(blocks)
 
     def fill(self, session: SessionId, tokens: int) -> None:
         """Give an open session `tokens` made-up tokens, for measuring; what it then puts out means nothing."""

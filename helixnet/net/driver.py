@@ -16,13 +16,11 @@ from helixnet.core.machine import (
     Effect,
     Emit,
     Event,
-    ExtendKv,
     Gone,
+    KvEffect,
     LoadSpan,
-    OpenKv,
     Outcome,
     Publish,
-    ReleaseKv,
     RunBatch,
     Send,
     Solve,
@@ -38,7 +36,7 @@ TICK_S_MAX = 0.25
 TICK_S_MIN = 0.005
 PUBLISH_TASKS_MAX = 16
 
-ComputeEffect = RunBatch | OpenKv | ExtendKv | ReleaseKv | LoadSpan | DropLayers
+ComputeEffect = RunBatch | KvEffect | LoadSpan | DropLayers
 Extra = Callable[[PeerId, wire.Message, memoryview], bool]
 """Messages outside the machine (link probes, model files); True if it took the message."""
 
@@ -164,14 +162,14 @@ class Driver:
         match effect:
             case Send():
                 self._send(effect)
-            case RunBatch() | OpenKv() | ExtendKv() | ReleaseKv() | LoadSpan() | DropLayers():
-                self.ports.compute.submit(effect, self._came_of)
             case Emit():
                 self.ports.on_event(effect.event)
             case Publish():
                 self._spawn(self._publish(effect))
             case Solve():
                 self._spawn(self._solve(effect))
+            case _:
+                self.ports.compute.submit(effect, self._came_of)
 
     def _send(self, effect: Send) -> None:
         if effect.to == self.peer.me:

@@ -20,6 +20,8 @@ from helixnet.sim.world import CLIENT
 FOLLOW_S = 1.0
 """A client looks this often whether it should ask somebody else for views."""
 PROMPT_VARIETY = 1 << 16
+ALIKE_SHARE = 0.8
+"""So much of a prompt its topic says."""
 Ended = Callable[[RequestTally], None]
 
 
@@ -99,11 +101,16 @@ class Client:
         manifest, now = self._swarm.manifest, self._engine.now
         number = self._asked = self._asked + 1
         first = self._engine.rng.randrange(PROMPT_VARIETY)
+        alike = int(ALIKE_SHARE * ask.prompt_tokens) if ask.topic is not None else 0
+        common = [(ask.topic or 0) + n for n in range(alike)]
+        rest = [(first + n) % manifest.vocab_size for n in range(ask.prompt_tokens - alike)]
         spec = RequestSpec(
             manifest_hash=manifest.hash,
             context_tokens=manifest.context_tokens,
-            prompt=tuple([(first + n) % manifest.vocab_size for n in range(ask.prompt_tokens)]),
+            prompt=tuple(common + rest),
             tokens_max=ask.output_tokens,
+            # What nobody could use need not be kept: it makes no difference but to how long simulating takes.
+            cache_salt="everybody" if alike else None,
         )
         attempts = itertools.count()
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Protocol
 
 import msgspec
 
 from helixnet.core.model import DTYPE_BYTES, Manifest
+from helixnet.core.prefix import BLOCK_TOKENS
 from helixnet.core.stage.work import Done, Work
 from helixnet.core.swarm.capability import Capability
-from helixnet.core.types import SessionId, Span, runs
+from helixnet.core.types import BlockId, SessionId, Span, runs
 from helixnet.core.wire.activation import Activation
 from helixnet.planner.problem import seconds_at
 from helixnet.sim.invariants import broken
@@ -125,6 +126,8 @@ class _Kv:
     """There is room for so many."""
     filled: int = 0
     state: int = 0
+    states: list[int] = field(default_factory=list)
+    """After each of its whole blocks."""
     checked_at: int = -1
     """How often layers had come or gone when this session's were last seen to be loaded."""
 
@@ -149,6 +152,8 @@ class Device:
         self._loaded: set[int] = set()
         self._moves = 0
         self._kv: dict[SessionId, _Kv] = {}
+        self._blocks: dict[BlockId, tuple[Span, int, int]] = {}
+        """Of every sealed block: its layers, its place, and the state after it."""
 
     # --- weights -----------------------------------------------------------------------------------
 
@@ -174,9 +179,33 @@ class Device:
 
     # --- KV ----------------------------------------------------------------------------------------
 
-    def open(self, session: SessionId, layers: Span, tokens: int) -> None:
-        """Make room for so many tokens of a session."""
-        self._kv[session] = _Kv(layers, tokens)
+    def open(self, session: SessionId, layers: Span, tokens: int, begun: Sequence[BlockId]) -> None:
+        """Make room for so many tokens of a session, which begins with these blocks."""
+        kv = self._kv[session] = _Kv(layers, tokens)
+        for place, block in enumerate(begun):
+            if block not in self._blocks or self._blocks[block][:2] != (layers, place):
+                broken(f"session {session} begins with a block that is not here, or is another")
+            kv.states.append(self._blocks[block][2])
+        if begun:
+            kv.filled, kv.state = BLOCK_TOKENS * len(begun), kv.states[-1]
+
+    def seal(self, session: SessionId, blocks: Sequence[tuple[int, BlockId]]) -> None:
+        """Others may begin with these."""
+        kv = self._kv[session]
+        for place, block in blocks:
+            if place >= len(kv.states) or block in self._blocks:
+                broken(f"session {session}: block {place} is not whole, or known already")
+            self._blocks[block] = kv.layers, place, kv.states[place]
+
+    def evict(self, blocks: Sequence[BlockId]) -> None:
+        """Forget them."""
+        for block in blocks:
+            del self._blocks[block]
+
+    @property
+    def blocks(self) -> int:
+        """How many there are."""
+        return len(self._blocks)
 
     def extend(self, session: SessionId, tokens: int) -> None:
         """Make it room for so many."""
@@ -231,6 +260,7 @@ class Device:
         filled = kv.filled + tokens
         if work.position != kv.filled or filled > kv.tokens:
             broken(f"session {session}: position {work.position} where {kv.filled} of {kv.tokens} was due")
+        ends = range(BLOCK_TOKENS - kv.filled % BLOCK_TOKENS, tokens + 1, BLOCK_TOKENS)
         kv.filled = filled
         layer_tokens = tokens * (layers.stop - layers.start)
         self.layer_tokens += layer_tokens
@@ -240,12 +270,19 @@ class Device:
             kv.state, reached, position = _ROW.unpack_from(activation.data, (tokens - 1) * ROW_BYTES)
             if reached != layers.start or position != filled:
                 broken(f"session {session}: rows of layer {reached}, position {position} came to {layers}")
+            states = [_ROW.unpack_from(activation.data, (end - 1) * ROW_BYTES)[0] for end in ends]
         else:
             assert work.token_ids is not None, "work has either token ids or an activation"
-            for token in work.token_ids:
+            states = []
+            for count, token in enumerate(work.token_ids, 1):
                 kv.state = absorb(kv.state, token)
+                if count in ends:
+                    states.append(kv.state)
+        kv.states += states
         if layers.stop < self._layers:
-            rows = _ROW.pack(kv.state, layers.stop, filled) * tokens
+            rows = bytearray(_ROW.pack(kv.state, layers.stop, filled) * tokens)
+            for end, state in zip(ends, states, strict=True):
+                _ROW.pack_into(rows, (end - 1) * ROW_BYTES, state, layers.stop, work.position + end)
             return Done(session=session, activation=Activation(self._dtype, tokens, self._width, rows))
         if work.sample is None:
             return Done(session=session)

@@ -21,7 +21,7 @@ from helixnet.sim.invariants import InvariantBroken
 from helixnet.sim.simulation import Load, Setup, Simulation
 from helixnet.sim.solving import first_fit
 from helixnet.sim.swarm import SimConfig
-from helixnet.sim.workload import Fixed
+from helixnet.sim.workload import Fixed, Topical
 from helixnet.sim.world import Link, World
 
 PEERS = (3, 8)
@@ -33,6 +33,8 @@ PROMPT, OUTPUT = (1, 300), (1, 40)
 PER_S = (0.2, 2.0)
 ROOM = (0.6, 1.6)
 """Memory of a device, as a share of the model: any two peers can hold it, with a little KV."""
+TOPICS_SHARE, TOPICS_MAX = 0.5, 3
+"""Of stories: prompts begin alike there, and share what is computed."""
 TIGHT_SHARE, TIGHT_KV_HEADS, TIGHT_LOAD = 0.3, 64, 2.0
 """Of stories: KV memory is so short there, for a load so many times as large, that requests make room for others."""
 WORKLOAD = Workload(prompt_tokens=100, output_tokens=30)
@@ -75,7 +77,7 @@ def story(seed: int) -> Setup:
             load_bytes_per_s=rng.choice((50e6, 500e6)),
         ),
         peers=tuple(names[: max(2, len(names) - rng.randint(0, 2))]),
-        load=_load(rng, tight),
+        load=_topical(_load(rng, tight), random.Random(f"topics {seed}")),
         seconds=SECONDS,
         faults=tuple(sorted(_faults(rng, names), key=lambda fault: fault.at_s)),
         seed=seed,
@@ -91,6 +93,13 @@ def _load(rng: random.Random, tight: bool) -> Load:
         # No longer than what is planned for: whatever the plan, there is room for one.
         lengths = Fixed(min(lengths.prompt_tokens, WORKLOAD.prompt_tokens), WORKLOAD.output_tokens)
     return Load(lengths=lengths, per_s=per_s * (TIGHT_LOAD if tight else 1.0), clients=clients)
+
+
+def _topical(load: Load, rng: random.Random) -> Load:
+    """Maybe with prompts that begin alike."""
+    if rng.random() >= TOPICS_SHARE:
+        return load
+    return replace(load, lengths=Topical(load.lengths, rng.randint(1, TOPICS_MAX)))
 
 
 def _bounds(rng: random.Random) -> PeerConfig:

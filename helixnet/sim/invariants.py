@@ -41,6 +41,8 @@ class PeerWatch:
         pool = stage.ledger
         if pool.used == self._used and len(stage.sessions) == self._sessions and plan is self._plan:
             return  # what is checked has not changed since it was
+        if pool.cached and pool.used + pool.cached > pool.capacity:
+            broken(f"{self._peer.me}: {pool.cached} KV pages are cached beside {pool.used} of {pool.capacity}")
         if pool.used > pool.capacity and pool.used > self._used:
             broken(f"{self._peer.me}: {pool.used} KV pages are reserved of {pool.capacity}")
         if (pool.used > 0) != bool(stage.sessions):
@@ -52,13 +54,15 @@ class PeerWatch:
         self._number = number
 
 
-def check_at_rest(peers: dict[PeerId, Peer]) -> None:
-    """When no request is left: nothing is.
+def check_at_rest(name: PeerId, peer: Peer, sessions: int, blocks: int) -> None:
+    """When no request is left: no peer has anything of one but what is cached, and its device has that and no more.
 
     Raises:
-        InvariantBroken: a session or a KV page has stayed behind.
+        InvariantBroken: a session, a KV page or a block has stayed behind.
     """
-    for name, peer in sorted(peers.items()):
-        if peer.stage.sessions or peer.entry.sessions or peer.stage.ledger.used:
-            left = f"{len(peer.stage.sessions)} sessions, {peer.stage.ledger.used} KV pages"
-            broken(f"{name} still has {left} although no request runs")
+    stage = peer.stage
+    if stage.sessions or peer.entry.sessions or stage.ledger.used or sessions:
+        left = f"{len(stage.sessions)} sessions, {stage.ledger.used} KV pages, {sessions} sessions on its device"
+        broken(f"{name} still has {left} although no request runs")
+    if blocks != stage.ledger.blocks:
+        broken(f"{name} counts {stage.ledger.blocks} blocks where its device has {blocks}")

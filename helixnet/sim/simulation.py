@@ -129,7 +129,8 @@ class Simulation:
         # What a dead peer had opened elsewhere stays until it has been idle for too long.
         rest_s = self.setup.config.peer.stage.idle_s + REST_S
         self.engine.run(self.engine.now + rest_s, self._is_at_rest)
-        check_at_rest({name: one.peer for name, one in self.swarm.peers.items()})
+        for name, one in sorted(self.swarm.peers.items()):
+            check_at_rest(name, one.peer, one.device.sessions, one.device.blocks)
         return self.tally
 
     def _is_answered(self) -> bool:

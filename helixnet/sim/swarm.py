@@ -15,6 +15,7 @@ from helixnet.core.machine import (
     Effect,
     Emit,
     Event,
+    EvictKv,
     ExtendKv,
     Gone,
     Loaded,
@@ -24,6 +25,7 @@ from helixnet.core.machine import (
     Publish,
     ReleaseKv,
     RunBatch,
+    SealKv,
     Send,
     Solve,
     Solved,
@@ -270,9 +272,13 @@ class Swarm:
         """What does not come by the million."""
         match effect:
             case OpenKv():
-                self.peers[me].device.open(effect.session, effect.layers, effect.tokens)
+                self.peers[me].device.open(effect.session, effect.layers, effect.tokens, effect.begun)
             case ExtendKv():
                 self.peers[me].device.extend(effect.session, effect.tokens)
+            case SealKv():
+                self.peers[me].device.seal(effect.session, effect.blocks)
+            case EvictKv():
+                self.peers[me].device.evict(effect.blocks)
             case ReleaseKv():
                 self.peers[me].device.release(effect.session)
             case Emit():

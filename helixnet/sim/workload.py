@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import NormalDist
 from typing import Protocol
@@ -32,6 +32,8 @@ class Ask:
 
     prompt_tokens: int
     output_tokens: int
+    topic: int | None = None
+    """Prompts of one topic begin alike, and share what is computed of it."""
 
 
 class Lengths(Protocol):
@@ -70,6 +72,18 @@ class Conversation:
         prompt = self.scale * at_share(CONVERSATION_PROMPT, normal.cdf(first))
         output = self.scale * at_share(CONVERSATION_OUTPUT, normal.cdf(second))
         return Ask(_within(prompt, self.tokens_max // 2), _within(output, self.tokens_max // 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Topical:
+    """Requests about a few topics."""
+
+    lengths: Lengths
+    topics: int
+
+    def draw(self, rng: random.Random) -> Ask:
+        """One about any of them."""
+        return replace(self.lengths.draw(rng), topic=rng.randrange(self.topics))
 
 
 @dataclass(frozen=True, slots=True)

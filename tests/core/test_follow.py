@@ -57,6 +57,22 @@ def test_an_older_plan_never_replaces_a_newer_one() -> None:
     assert picked(followed) == A
 
 
+def test_a_prompt_goes_where_one_went_that_began_alike_unless_that_peer_is_full() -> None:
+    followed, chain = SwarmView(random.Random(0)), (b"1", b"2")
+    followed.take(a_view(a_plan(1, a=1.0, b=1.0), record(A), record(B)), 0.0)
+    turns = [followed.pick(frozenset(), chain) for _ in range(4)]
+    assert len(set(turns)) == 2, "nobody ran it yet"
+    way = turns[0]
+    assert not isinstance(way, str)
+    followed.ran(way, chain)
+    assert [followed.pick(frozenset(), (*chain, b"3")) for _ in range(3)] == [way] * 3
+    other = B if way[0].peer == A else A
+    full = record(way[0].peer, kv_free=KV_HIGH_WATER / 2)
+    followed.take(a_view(a_plan(1, a=1.0, b=1.0), full, record(other)), 1.0)
+    after = [followed.pick(frozenset(), chain) for _ in range(3)]
+    assert after != [way] * 3
+
+
 def test_views_of_another_model_are_ignored() -> None:
     followed = SwarmView(random.Random(0))
     followed.take(a_view(a_plan(1, a=1.0), record(A)), 0.0)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helixnet.core.errors import Busy
-from helixnet.core.machine import Effect, ExtendKv, ReleaseKv
+from helixnet.core.machine import Effect, ExtendKv, OpenKv, ReleaseKv
 from helixnet.core.stage.pages import PAGE_TOKENS, PageLedger, pages_for
 from helixnet.core.stage.stage import StageMachine
 from helixnet.core.types import SessionId
@@ -35,7 +35,7 @@ def test_who_has_come_least_far_makes_room_for_the_others() -> None:
         assert sent(stage.reserve(CLIENT, reserve(name, prompt_tokens=tokens, tokens_max=320), 0.0)) == [
             wire.Reserved(session=SessionId(name))
         ]
-        assert grow_to(stage, name, tokens) == []
+        assert [type(effect) for effect in grow_to(stage, name, tokens)] == [OpenKv]
     effects = grow_to(stage, "far", 250)
     (broken,) = sent(effects)
     assert isinstance(broken, wire.Broken) and (broken.session, broken.code) == ("new", wire.PREEMPTED)

@@ -123,7 +123,7 @@ def test_a_drain_that_takes_too_long_breaks_its_sessions_so_that_they_go_on_else
     mover.follower.loaded(Loaded((Span(0, 4),)), 1.0)
     mover.activate(2, 1.0)
     assert mover.follower.tick(mover.follower.deadline() - 0.1) == []
-    assert kinds(mover.follower.tick(mover.follower.deadline())) == ["Broken", "ReleaseKv", "DropLayers"]
+    assert kinds(mover.follower.tick(mover.follower.deadline())) == ["Broken", "DropLayers"]
 
 
 def test_without_room_for_both_the_old_layers_go_first() -> None:

@@ -6,6 +6,7 @@ import itertools
 
 from helixnet.core.errors import CapacityError
 from helixnet.core.machine import Send
+from helixnet.core.prefix import Chain, chain_of
 from helixnet.core.route.pipeline import Pipeline, Stage
 from helixnet.core.route.request import Request, RequestConfig, RequestSpec
 from helixnet.core.types import PeerId, SessionId, Span
@@ -21,19 +22,27 @@ class OneWay:
 
     def __init__(self) -> None:
         self.given_back = self.avoided = 0
+        self.asked: list[Chain] = []
+        self.remembered: list[Chain] = []
 
-    def pick(self, masked: frozenset[PeerId]) -> Pipeline | str:
+    def pick(self, masked: frozenset[PeerId], chain: Chain = ()) -> Pipeline | str:
+        self.asked.append(chain)
         self.avoided += ENTRY in masked
         return "all are full" if ENTRY in masked else PIPELINE
+
+    def ran(self, pipeline: Pipeline, chain: Chain) -> None:
+        self.remembered.append(chain)
 
     def give_back(self, pipeline: Pipeline) -> None:
         assert pipeline == PIPELINE
         self.given_back += 1
 
 
-def a_request(routes: OneWay | None = None, tokens_max: int = 1) -> Request:
+def a_request(
+    routes: OneWay | None = None, tokens_max: int = 1, prompt: tuple[int, ...] = (1, 2), salt: str | None = ""
+) -> Request:
     names = (SessionId(f"s{number}") for number in itertools.count())
-    spec = RequestSpec(manifest_hash="m", context_tokens=100, prompt=(1, 2), tokens_max=tokens_max)
+    spec = RequestSpec(manifest_hash="m", context_tokens=1000, prompt=prompt, tokens_max=tokens_max, cache_salt=salt)
     request = Request(spec, routes or OneWay(), lambda: next(names), CONFIG, 0.0)
     request.tick(0.0)
     return request
@@ -114,3 +123,19 @@ def test_a_stream_that_finds_only_small_stages_waits_for_other_layers() -> None:
     (opened,) = (e.message for e in request.tick(2.0) if isinstance(e, Send) and isinstance(e.message, wire.Open))
     assert (opened.prompt, opened.made) == ((1, 2, 7), 1)
     assert len(request.pipelines) == 2, "whoever was too small may have more room now"
+
+
+def test_what_was_run_is_remembered_and_asked_for_but_not_insisted_on() -> None:
+    prompt = tuple(range(100))
+    for salt, chain in (("", chain_of("", prompt)), ("ours", chain_of("ours", prompt)), (None, ())):
+        routes = OneWay()
+        request = a_request(routes, tokens_max=2, prompt=prompt, salt=salt)
+        refuse(request, 0.0)
+        request.tick(request.deadline())
+        assert routes.asked == [chain, ()], "whoever was refused there goes where there is room"
+        assert request.session is not None
+        request.receive(ENTRY, wire.Opened(session=request.session, cached=64), 1.0)
+        for index, finish in enumerate(("", "length")):
+            token = wire.Token(session=request.session, index=index, token_id=7, finish=finish)
+            request.receive(ENTRY, token, 1.0)
+        assert routes.remembered == [chain, chain] and request.cached == 64

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from helixnet.core.plan.plan import Assignment, Flow, Placement, Plan, Prediction
 from helixnet.core.route.pipeline import Pipeline, Stage, check_pipeline
-from helixnet.core.route.router import Router
+from helixnet.core.route.prefixes import Ways
+from helixnet.core.route.router import AHEAD_TURNS, Router
 from helixnet.core.types import PeerId, Span
 
 LAYERS = 8
@@ -72,6 +73,46 @@ def test_the_shares_hold_among_those_that_are_let_in() -> None:
             let_in[way] += 1
     assert abs(let_in["ad"] - 200) <= 3 and abs(let_in["ac"] - 100) <= 3
     assert abs(let_in["bc"] - 50) <= 3 and abs(let_in["bd"] - 50) <= 3
+
+
+def test_a_way_may_be_gone_again_as_long_as_it_costs_the_flows_little() -> None:
+    router = Router(DIAMOND, all_held(DIAMOND), random.Random(0))
+    known = router.pick({PeerId("a"), PeerId("d")})
+    assert known is not None and peers_of(known) == "bc"
+    counts, again = Counter[str](), 0
+    for _ in range(400):
+        taken = router.again(known)
+        again += taken
+        counts[peers_of(known if taken else router.pick())] += 1
+    assert again > 40 and counts["bc"] + counts["bd"] <= 100 + AHEAD_TURNS + 1, "no more than its share, in the end"
+    assert counts["ac"] + counts["bc"] <= 150 + 2 * AHEAD_TURNS
+    fresh = Router(DIAMOND, all_held(DIAMOND), random.Random(0))
+    assert AHEAD_TURNS <= [fresh.again(known) for _ in range(20)].count(True) <= 2 * AHEAD_TURNS
+
+
+def test_a_way_that_the_flows_do_not_lead_is_not_gone_again() -> None:
+    router = Router(DIAMOND, all_held(DIAMOND), random.Random(0))
+    b, c, d = PeerId("b"), PeerId("c"), PeerId("d")
+    known: Pipeline = (Stage(b, Span(0, 5)), Stage(c, Span(5, 8)))
+    assert not router.again(known, {c}), "masked"
+    assert not router.again((Stage(b, Span(0, 4)), Stage(c, Span(4, 8)))), "spans of another plan"
+    assert not router.again((Stage(PeerId("gone"), Span(0, 5)), Stage(c, Span(5, 8)))), "a peer of another plan"
+    assert not router.again((Stage(c, Span(0, 8)),)), "no flow begins there"
+    router.held = {peer: spans for peer, spans in router.held.items() if peer != d}
+    assert not router.again((Stage(b, Span(0, 5)), Stage(d, Span(5, 8)))), "not ready"
+
+
+def test_ways_are_remembered_by_what_prompts_have_in_common_the_newest_the_longest() -> None:
+    ways = Ways(blocks_max=4)
+    first: Pipeline = (Stage(PeerId("a"), Span(0, LAYERS)),)
+    second: Pipeline = (Stage(PeerId("b"), Span(0, LAYERS)),)
+    ways.ran(first, (b"1", b"2", b"3"))
+    assert ways.find((b"1", b"2", b"3", b"4")) == first and ways.find((b"x",)) is None and ways.find(()) is None
+    ways.ran(second, (b"1", b"5"))
+    assert ways.find((b"1", b"2")) == first and ways.find((b"1", b"9")) == second
+    assert ways.find((b"1", b"2", b"3")) == first
+    ways.ran(second, (b"6",))
+    assert ways.find((b"1", b"2", b"3")) == first and ways.find((b"3",)) is None, "ends are forgotten first"
 
 
 def test_a_stage_enters_a_span_where_the_one_before_stopped() -> None:

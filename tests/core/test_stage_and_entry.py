@@ -39,12 +39,12 @@ from tests.virtual_swarm import LAYERS, MANIFEST
 # --- stage ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_reservation_opens_kv_and_says_so() -> None:
+def test_a_reservation_counts_kv_and_says_so() -> None:
     stage = a_stage()
-    effects = stage.reserve(CLIENT, reserve(), 0.0)
-    assert any(isinstance(effect, OpenKv) and effect.layers == Span(0, 3) for effect in effects)
-    assert sent(effects) == [wire.Reserved(session=SessionId("s"))]
+    assert sent(stage.reserve(CLIENT, reserve(), 0.0)) == [wire.Reserved(session=SessionId("s"))]
     assert stage.ledger.used == 3 * 3, "three layers, three pages of 16 tokens each"
+    (opened,) = stage.submit(work("s", 0, 1), 0.0)
+    assert isinstance(opened, OpenKv) and (opened.layers, opened.tokens) == (Span(0, 3), 40), "with the first token"
 
 
 @pytest.mark.parametrize(

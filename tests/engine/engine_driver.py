@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from helixnet.core.prefix import BLOCK_TOKENS
 from helixnet.core.sampling import Sampling
 from helixnet.core.stage.work import Done, Work
-from helixnet.core.types import SessionId, Span
+from helixnet.core.types import BlockId, SessionId, Span
 from helixnet.core.wire.activation import Activation
 from helixnet.engine.base import Engine
 from helixnet.engine.torch_engine import TorchEngine
@@ -17,12 +18,18 @@ GREEDY = Sampling()
 class Pipeline:
     """One session over a chain of engines, each running its part of the layers."""
 
-    def __init__(self, stages: Sequence[tuple[TorchEngine, Span]], session: str, tokens_max: int) -> None:
+    def __init__(
+        self,
+        stages: Sequence[tuple[TorchEngine, Span]],
+        session: str,
+        tokens_max: int,
+        begun: Sequence[BlockId] = (),
+    ) -> None:
         self.stages = stages
         self.session = SessionId(session)
-        self.position = 0
+        self.position = BLOCK_TOKENS * len(begun)
         for engine, span in stages:
-            engine.open(self.session, span, tokens_max)
+            engine.open(self.session, span, tokens_max, begun)
 
     def close(self) -> None:
         for engine, _ in self.stages:

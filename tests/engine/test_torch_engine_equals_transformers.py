@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from helixnet.core.prefix import BLOCK_TOKENS
 from helixnet.core.stage.work import Work
-from helixnet.core.types import SessionId, Span
+from helixnet.core.types import BlockId, SessionId, Span
 from helixnet.engine.torch_engine import TorchEngine
 from helixnet.engine.weights.catalog import prepare
 from helixnet.engine.weights.prepared import PreparedModel
@@ -174,6 +175,35 @@ def test_room_that_grows_page_by_page_gives_the_same_tokens(tiny: Tiny) -> None:
     for name in ("before", "grown", "after"):
         engine.release(SessionId(name))
     assert engine.kv_tokens_free == engine_with(tiny.model, Span(0, LAYERS)).kv_tokens_free
+
+
+def test_prompts_that_begin_with_blocks_of_another_give_the_same_tokens(tiny: Tiny) -> None:
+    """Two of them at once, of two stages, after the one whose blocks they are has gone and the pool has moved."""
+    front, back = engine_with(tiny.model, Span(0, 2)), engine_with(tiny.model, Span(2, LAYERS))
+    stages = [(front, Span(0, 2)), (back, Span(2, LAYERS))]
+    free = front.kv_tokens_free, back.kv_tokens_free
+    long = [(7 * n) % 100 + 3 for n in range(2 * BLOCK_TOKENS)]
+    names = [BlockId(b"0"), BlockId(b"1")]
+    first = Pipeline(stages, "first", len(long) + NEW)
+    assert first.generate(long + PROMPT[:1], 2) == tiny.tokens(long + PROMPT[:1])[:2]
+    for engine, _ in stages:
+        engine.seal(first.session, list(enumerate(names)))
+    first.close()
+    other = Pipeline(stages, "other", 40)
+    front.load(Span(2, 3))
+    for count, prompt in ((2, PROMPT), (1, PROMPT[3:])):
+        whole = long[: count * BLOCK_TOKENS] + prompt
+        pipelines = [Pipeline(stages, f"{name}{count}", len(whole) + NEW, names[:count]) for name in "ab"]
+        for pipeline in pipelines:
+            assert pipeline.generate(prompt, NEW, chunk=5) == tiny.tokens(whole)
+        for pipeline in pipelines:
+            pipeline.close()
+    assert other.generate(PROMPT, NEW) == tiny.tokens(PROMPT), "pages beside theirs are not theirs"
+    other.close()
+    front.drop(Span(0, 2))
+    for engine, _ in stages:
+        engine.evict([*names, BlockId(b"unknown")])
+    assert (front.kv_tokens_free, back.kv_tokens_free) == free
 
 
 def test_growing_a_span_keeps_what_is_there_and_its_sessions(tiny: Tiny) -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from helixnet.core.errors import Busy, MemoryTooSmall, UsageError
+from helixnet.core.prefix import BLOCK_TOKENS
 from helixnet.core.stage.work import Work
-from helixnet.core.types import SessionId, Span
+from helixnet.core.types import BlockId, SessionId, Span
 from helixnet.core.wire.activation import Activation
 from helixnet.engine.torch_engine import TorchEngine
 from helixnet.engine.weights.catalog import prepare
@@ -130,6 +131,31 @@ def test_growing_beyond_the_memory_is_refused_and_changes_nothing(model: Prepare
     engine.extend(B, 17)
     with pytest.raises(UsageError, match="not open"):
         engine.extend(A, 17)
+
+
+def test_only_whole_blocks_are_shared_and_only_by_who_knows_them(engine: TorchEngine) -> None:
+    free, name = engine.kv_tokens_free, BlockId(b"block")
+    engine.open(A, ALL, 2 * BLOCK_TOKENS)
+    engine.run([prompt(A, *[3] * (BLOCK_TOKENS - 1))])
+    with pytest.raises(UsageError, match="0 whole blocks"):
+        engine.seal(A, [(0, name)])
+    engine.run([prompt(A, 3, position=BLOCK_TOKENS - 1)])
+    with pytest.raises(UsageError, match="1 whole block"):
+        engine.seal(A, [(1, name)])
+    with pytest.raises(UsageError, match="not here"):
+        engine.open(B, ALL, 2 * BLOCK_TOKENS, [name])
+    engine.seal(A, [(0, name)])
+    with pytest.raises(UsageError, match="not here"):
+        engine.open(B, BACK, 2 * BLOCK_TOKENS, [name])
+    engine.release(A)
+    assert engine.kv_tokens_free == free - BLOCK_TOKENS * LAYERS
+    engine.open(B, ALL, 2 * BLOCK_TOKENS, [name])
+    assert engine.kv_tokens_free == free - 2 * BLOCK_TOKENS * LAYERS
+    engine.release(B)
+    engine.evict([name])
+    assert engine.kv_tokens_free == free
+    with pytest.raises(UsageError, match="whole blocks"):
+        engine.seal(C, [(0, name)])
 
 
 def test_opening_layers_that_are_not_held_is_refused(model: PreparedModel) -> None:

@@ -13,6 +13,7 @@ from helixnet.core.machine import (
     DropLayers,
     Dropped,
     Event,
+    EvictKv,
     ExtendKv,
     Loaded,
     LoadSpan,
@@ -20,6 +21,7 @@ from helixnet.core.machine import (
     Outcome,
     ReleaseKv,
     RunBatch,
+    SealKv,
     Solve,
     Solved,
 )
@@ -64,12 +66,8 @@ class ToyCompute:
         match effect:
             case RunBatch():
                 return BatchDone(tuple(engine.run(work) for work in effect.batch), 0.001)
-            case OpenKv():
-                engine.kv[effect.session] = (effect.layers, 0, b"")
-            case ExtendKv():
-                assert effect.session in engine.kv
-            case ReleaseKv():
-                engine.kv.pop(effect.session, None)
+            case OpenKv() | ExtendKv() | SealKv() | EvictKv() | ReleaseKv():
+                engine.make_room(effect)
             case LoadSpan():
                 engine.loaded |= set(effect.span.layers())
                 return Loaded(engine.held())

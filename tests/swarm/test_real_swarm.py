@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from helixnet.core.errors import PromptTooLong, SwarmTooSmall
+from helixnet.core.prefix import BLOCK_TOKENS
 from helixnet.core.route.request import RequestConfig
 from helixnet_client import AsyncClient, Message
+from helixnet_client.tokenizer import Tokenizer
 from tests.real_swarm import RealSwarm, serving, spans_of, until
 from tests.tiny_models import reference_tokens, whole_from_gguf
 
@@ -73,6 +75,7 @@ async def test_greedy_answers_through_three_peers_are_those_of_the_whole_model(s
         prompts = [tokenizer.conversation(conversation(question)) for question in QUESTIONS]
         # All at once, so that batches are ragged and prompts run beside decode steps.
         answers = await asyncio.gather(*(client.generate(prompt, max_tokens=TOKENS) for prompt in prompts))
+        await _what_was_said_before_is_not_run_again(client, tokenizer)
     expected = await asyncio.to_thread(whole_model_says, prompts)
     for question, answer, whole in zip(QUESTIONS, answers, expected, strict=True):
         assert list(answer.token_ids) == whole[: len(answer.token_ids)], question
@@ -85,6 +88,19 @@ async def _longer_than_the_context_is_refused(client: AsyncClient, context_token
     with pytest.raises(PromptTooLong, match=f"context is {context_tokens}"):
         await client.generate([1] * context_tokens)
     assert (await client.generate([1] * 50, max_tokens=2)).usage.prompt_tokens == 50
+
+
+async def _what_was_said_before_is_not_run_again(client: AsyncClient, tokenizer: Tokenizer) -> None:
+    """The second turn of a conversation goes where the first went, and runs what is new; the answer is the same."""
+    said = conversation(" ".join(QUESTIONS * 2))
+    first = await client.chat(said, max_tokens=TOKENS)
+    said += [{"role": "assistant", "content": first.text}, *conversation("And now in French.")]
+    again = await client.chat(said, max_tokens=TOKENS)
+    assert again.stages == first.stages
+    new = len(tokenizer.conversation(said)) - again.usage.cached_tokens
+    assert 0 < new < 2 * BLOCK_TOKENS, again.usage
+    alone = await client.chat(said, max_tokens=TOKENS, cache_salt=None)
+    assert alone.usage.cached_tokens == 0 and alone.token_ids == again.token_ids
 
 
 async def test_a_swarm_lives_through_joins_departures_and_deaths(swarm: RealSwarm) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from helixnet.core.machine import NEVER, DropLayers, Dropped, Effect, Emit, Event, Loaded, LoadSpan, Send
+from helixnet.core.machine import NEVER, Dropped, Effect, Emit, Event, Loaded, Send
 from helixnet.core.plan.plan import Plan, PlanNumber
 from helixnet.core.stage.stage import StageMachine
 from helixnet.core.types import PeerId, Span
@@ -101,7 +101,7 @@ class Follower:
             if spare and not self._fits_beside(target):
                 return self._make_room(target, now)
             self._busy = True
-            return [LoadSpan(target)]
+            return stage.load(target)
         if not self.ready:
             self.ready = True
             effects.append(self._report())
@@ -121,7 +121,7 @@ class Follower:
                 return []
             effects += stage.break_outside(keep, "the span moved away")
         self._drain_by, self._busy = None, True
-        return [*effects, DropLayers(keep)]
+        return [*effects, *stage.drop(keep)]
 
     def settled(self, now: float) -> list[Effect]:
         """A session ended: a drain that waited for it may go on."""

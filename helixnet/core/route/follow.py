@@ -8,7 +8,9 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from helixnet.core.prefix import Chain
 from helixnet.core.route.pipeline import Pipeline
+from helixnet.core.route.prefixes import Ways
 from helixnet.core.route.router import Router
 from helixnet.core.swarm.records import PeerRecord
 from helixnet.core.types import PeerId
@@ -41,6 +43,7 @@ class SwarmView:
         self._rng = rng
         self._router: Router | None = None
         self._full: frozenset[PeerId] = frozenset()
+        self._ways = Ways()
 
     def is_stale(self, now: float) -> bool:
         """Whether somebody else should be asked, because whom we asked has fallen silent."""
@@ -104,13 +107,17 @@ class SwarmView:
         self._router.held = held
         return changed
 
-    def pick(self, masked: frozenset[PeerId]) -> Pipeline | str:
+    def pick(self, masked: frozenset[PeerId], chain: Chain = ()) -> Pipeline | str:
         """A pipeline around the masked and then, if possible, the full, too; or why there is none, in words.
 
-        As long as nobody is masked, everybody has the turns that the plan gives them, however full they are.
+        As long as nobody is masked, everybody has the turns that the plan gives them, however full they are. Where
+        that costs the flows little, it is one that ran a prompt that began like this one.
         """
         if self.view is None or self._router is None:
             return (self.view.problem if self.view else "") or "The swarm has no plan yet."
+        known = self._ways.find(chain)
+        if known is not None and self._router.again(known, masked | self._full):
+            return known
         found = self._router.pick(masked | self._full) if masked else None
         return (
             found
@@ -118,6 +125,10 @@ class SwarmView:
             or self.view.problem
             or "No live peers cover every layer of the model right now."
         )
+
+    def ran(self, pipeline: Pipeline, chain: Chain) -> None:
+        """All blocks of a chain were run there."""
+        self._ways.ran(pipeline, chain)
 
     def give_back(self, pipeline: Pipeline) -> None:
         """A pipeline that was picked with nobody masked had no room: its turns go to whoever asks next."""

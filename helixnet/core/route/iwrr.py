@@ -10,6 +10,7 @@ below one. (No sequence stays within one in *every* window for general weights a
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Collection, Mapping
 from typing import Generic, TypeVar
@@ -50,6 +51,18 @@ class Iwrr(Generic[Item]):
         chosen = min(pool, key=lambda item: (1.0 - slack - self._credit[item]) / (weights[item] / total))
         self._credit[chosen] -= 1.0
         return chosen
+
+    def ahead(self, item: Item) -> float:
+        """How many turns the item has had before they were due; infinite for one that has none."""
+        return -self._credit[item] if item in self._credit else math.inf
+
+    def take(self, item: Item, masked: Collection[Item] = ()) -> None:
+        """Choose this one, whosever turn it is: the others come sooner for it. It must not be masked."""
+        weights = self._unmasked(masked)
+        total = sum(weights.values())
+        for other, weight in weights.items():
+            self._credit[other] += weight / total
+        self._credit[item] -= 1.0
 
     def give_back(self, item: Item, masked: Collection[Item] = ()) -> None:
         """As if the item had not been chosen, when these were masked: it is among the first in line again."""

@@ -25,6 +25,7 @@ from helixnet.core.errors import (
     UsageError,
 )
 from helixnet.core.machine import NEVER, Effect, Emit, Event, Gone, Outcome, Send
+from helixnet.core.prefix import SALT_CHARS_MAX, Chain, chain_of
 from helixnet.core.route.pipeline import Pipeline
 from helixnet.core.sampling import STOP_IDS_MAX, Logprobs, Sampling
 from helixnet.core.types import PeerId, SessionId
@@ -34,8 +35,12 @@ from helixnet.core.wire import messages as wire
 class Routes(Protocol):
     """Where pipelines come from."""
 
-    def pick(self, masked: frozenset[PeerId]) -> Pipeline | str:
-        """A pipeline around the masked peers; if there is none now, why, in a sentence."""
+    def pick(self, masked: frozenset[PeerId], chain: Chain = ()) -> Pipeline | str:
+        """A pipeline around the masked peers, maybe one that ran much of this; if there is none now, a sentence why."""
+        ...
+
+    def ran(self, pipeline: Pipeline, chain: Chain) -> None:
+        """All blocks of a chain were run there."""
         ...
 
     def give_back(self, pipeline: Pipeline) -> None:
@@ -75,6 +80,9 @@ class RequestSpec(msgspec.Struct, frozen=True, kw_only=True):
     tokens_max: int
     sampling: Sampling = Sampling()
     stop_ids: tuple[int, ...] = ()
+    cache_salt: str | None = ""
+    """What is computed may serve prompts that begin alike and have the same salt; with "" only this client's. None:
+    nothing is kept."""
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -88,6 +96,8 @@ class RequestSpec(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError(f"At least one new token must be asked for, not {self.tokens_max}.")
         if len(self.stop_ids) > STOP_IDS_MAX:
             raise UsageError(f"At most {STOP_IDS_MAX} stop ids can be given, not {len(self.stop_ids)}.")
+        if len(self.cache_salt or "") > SALT_CHARS_MAX:
+            raise UsageError(f"A cache salt has at most {SALT_CHARS_MAX} characters, not {len(self.cache_salt or '')}.")
 
     @property
     def tokens_limit(self) -> int:
@@ -111,6 +121,8 @@ class Request:
         """Of each token, if they were asked for."""
         self.finish = ""
         self.error: HelixError | None = None
+        self.cached = 0
+        """Tokens of the prompt that did not have to be run for the first token."""
         self.session: SessionId | None = None
         self.entry: PeerId | None = None
         self.pipelines: list[Pipeline] = []
@@ -174,6 +186,7 @@ class Request:
         match message:
             case wire.Opened():
                 self._too_long_at = NEVER
+                self.cached = message.cached if not self.tokens else self.cached
                 # Also comes again while a slow ring is alive: the entry vouches for it.
                 self._progress_at, self._next_at = now, now + self._config.stall_s
             case wire.Token():
@@ -205,7 +218,9 @@ class Request:
     def _open(self, now: float) -> list[Effect]:
         if len(self.pipelines) - self._preemptions >= self._config.attempts_max:
             return self._give_up(now)
-        pipeline = self._routes.pick(self._avoided(now))
+        # Whoever was refused there does not insist.
+        chain = self._chain() if self._refused_at == NEVER else ()
+        pipeline = self._routes.pick(self._avoided(now), chain)
         if isinstance(pipeline, str):
             if self._is_too_long(now):
                 self._too_long_at = min(self._too_long_at, now)
@@ -224,9 +239,15 @@ class Request:
             sampling=self.spec.sampling,
             stop_ids=self.spec.stop_ids,
             made=len(self.tokens),
+            cache_salt=self.spec.cache_salt,
         )
         opened = Event("request.opened", {"attempt": len(self.pipelines), "stages": len(pipeline)})
         return [Send(self.entry, message), Emit(opened)]
+
+    def _chain(self) -> Chain:
+        """Of all tokens that there are, if what is computed of them may be used again."""
+        salt = self.spec.cache_salt
+        return () if salt is None else chain_of(salt, (*self.spec.prompt, *self.tokens))
 
     def _avoided(self, now: float) -> frozenset[PeerId]:
         return frozenset(peer for peer, until in self._masked.items() if until > now)
@@ -243,6 +264,8 @@ class Request:
             gap = RemoteProtocolError(f"Token {message.index} came where {expected} was due.")
             return self._retry((), gap, now)
         self.tokens.append(message.token_id)
+        if message.finish or not message.index:
+            self._routes.ran(self.pipelines[-1], self._chain())
         self.logprobs.append(message.logprobs)
         self._progress_at, self._next_at = now, now + self._config.stall_s
         self._pause_s, self._refused_at = self._config.retry_s, NEVER

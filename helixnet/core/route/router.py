@@ -10,6 +10,9 @@ from helixnet.core.route.iwrr import Iwrr
 from helixnet.core.route.pipeline import STAGES_MAX, Pipeline, Stage
 from helixnet.core.types import PeerId, Span
 
+AHEAD_TURNS = 4
+"""A pipeline may have so many turns before they are due, if it holds what a prompt begins with."""
+
 Held = Mapping[PeerId, tuple[Span, ...]]
 
 
@@ -38,6 +41,25 @@ class Router:
         Follows the plan's flows where they lead from end to end; otherwise any peers that hold the layers.
         """
         return self._along_flows(masked) or self._anywhere(masked)
+
+    def again(self, pipeline: Pipeline, masked: Collection[PeerId] = ()) -> bool:
+        """Take this very pipeline, whosever turn it is, if it costs the plan's flows little.
+
+        False, and nothing has changed, if the flows do not lead that way, or if it is too far ahead of its share.
+        """
+        blocked = self._dead_ends(masked)
+        vertex: PeerId | None = None
+        reached = 0
+        for stage in pipeline:
+            peer, span = stage.peer, self._spans.get(stage.peer)
+            if peer in blocked or span is None or stage.layers != Span(reached, span.stop):
+                return False
+            if self._chooser(vertex).ahead(peer) >= AHEAD_TURNS:
+                return False
+            vertex, reached = peer, span.stop
+        for before, stage in zip((None, *pipeline), pipeline, strict=False):
+            self._chooser(before.peer if before else None).take(stage.peer, blocked)
+        return True
 
     def give_back(self, pipeline: Pipeline) -> None:
         """Nobody let the request in that got this pipeline unmasked: whoever asks next has its turns."""

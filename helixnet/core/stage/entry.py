@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from helixnet.core.machine import NEVER, Effect, Send
+from helixnet.core.prefix import BLOCK_TOKENS, Chain, blocks_before, chain_of
 from helixnet.core.route.pipeline import check_pipeline
 from helixnet.core.stage.batch import PREFILL_CHUNK_TOKENS
 from helixnet.core.stage.stage import StageMachine
@@ -41,15 +42,19 @@ class EntrySession:
     progress_at: float
     """When the ring last moved."""
     pinged_at: float
+    chain: Chain
+    """Of the whole blocks of the prompt."""
+    cached: int
+    """Tokens of the prompt that none of the stages that have answered needs to run."""
     heard_at: dict[PeerId, float] = field(default_factory=dict)
     """When each stage was last heard of."""
-    made: int = 0
+    made: list[int] = field(default_factory=list)
     """Tokens sent to the client."""
 
     @property
     def position_due(self) -> int:
         """The position whose logits the next sample must come from."""
-        return len(self.open.prompt) + self.made - 1
+        return len(self.open.prompt) + len(self.made) - 1
 
 
 class EntryMachine:
@@ -71,9 +76,19 @@ class EntryMachine:
         if code:
             return [Send(sender, wire.Refused(session=message.session, peer=self.me, code=code, reason=reason))]
         peers = [stage.peer for stage in message.pipeline]
-        self.sessions[message.session] = EntrySession(sender, message, set(peers), now, now, dict.fromkeys(peers, now))
+        chain = _chain(sender, message, message.prompt)
+        self.sessions[message.session] = EntrySession(
+            client=sender,
+            open=message,
+            waiting=set(peers),
+            progress_at=now,
+            pinged_at=now,
+            chain=chain,
+            cached=blocks_before(len(message.prompt)) * BLOCK_TOKENS,
+            heard_at=dict.fromkeys(peers, now),
+        )
         self._due_at = min(self._due_at, now + self._config.reserve_s)
-        return [Send(peer, reserve) for peer, reserve in zip(peers, _reservations(message), strict=True)]
+        return [Send(peer, reserve) for peer, reserve in zip(peers, _reservations(message, chain), strict=True)]
 
     def _objection(self, message: wire.Open) -> tuple[str, str]:
         manifest = self._stage.manifest
@@ -102,14 +117,16 @@ class EntryMachine:
             return [Send(sender, wire.Release(session=message.session))]
         session.waiting.discard(sender)
         session.heard_at[sender] = now
+        session.cached = min(session.cached, message.cached)
         if session.waiting:
             return []
+        session.cached -= session.cached % BLOCK_TOKENS
         session.progress_at = now
         self._due_at = min(self._due_at, now + self._config.ping_s)
-        effects: list[Effect] = [Send(session.client, wire.Opened(session=message.session))]
+        effects: list[Effect] = [Send(session.client, wire.Opened(session=message.session, cached=session.cached))]
         prompt, chunk = session.open.prompt, self._config.prefill_chunk_tokens
         layers = session.open.pipeline[0].layers
-        for start in range(0, len(prompt), chunk):
+        for start in range(session.cached, len(prompt), chunk):
             ids = prompt[start : start + chunk]
             last = start + len(ids) == len(prompt)
             work = Work(session=message.session, layers=layers, position=start, token_ids=ids, wanted=last)
@@ -139,16 +156,16 @@ class EntryMachine:
         finish = ""
         if item.token_id in session.open.stop_ids:
             finish = "stop"
-        elif session.made + 1 >= session.open.tokens_max:
+        elif len(session.made) + 1 >= session.open.tokens_max:
             finish = "length"
         token = wire.Token(
             session=item.session,
-            index=session.made,
+            index=len(session.made),
             token_id=item.token_id,
             finish=finish,
             logprobs=item.logprobs,
         )
-        session.made += 1
+        session.made.append(item.token_id)
         session.progress_at = session.heard_at[session.open.pipeline[-1].peer] = now
         if finish:
             return [Send(session.client, token), *self._end(item.session)]
@@ -231,7 +248,7 @@ class EntryMachine:
         session.pinged_at = now
         others = [peer for peer in session.heard_at if peer != self.me]
         # The client hears Opened again: the entry vouches for a ring that is slow, not dead.
-        alive = Send(session.client, wire.Opened(session=session_id))
+        alive = Send(session.client, wire.Opened(session=session_id, cached=session.cached))
         return [alive, *(Send(peer, wire.Ping(nonce=0)) for peer in others)]
 
     def _session(self, session_id: SessionId, sender: PeerId) -> EntrySession | None:
@@ -245,10 +262,19 @@ class EntryMachine:
 
     def _end(self, session_id: SessionId) -> list[Effect]:
         session = self.sessions.pop(session_id)
-        return [Send(stage.peer, wire.Release(session=session_id)) for stage in session.open.pipeline]
+        whole = _chain(session.client, session.open, (*session.open.prompt, *session.made), session.chain)
+        release = wire.Release(session=session_id, chain=whole[len(session.chain) :])
+        return [Send(stage.peer, release) for stage in session.open.pipeline]
 
 
-def _reservations(message: wire.Open) -> list[wire.Reserve]:
+def _chain(client: PeerId, message: wire.Open, tokens: tuple[int, ...], known: Chain = ()) -> Chain:
+    """Of the whole blocks of these tokens, if they may stay: for whoever has the same salt, or for this client."""
+    if message.cache_salt is None:
+        return ()
+    return chain_of(f"salt {message.cache_salt}" if message.cache_salt else f"client {client}", tokens, known)
+
+
+def _reservations(message: wire.Open, chain: Chain) -> list[wire.Reserve]:
     """For each stage. Only the exit is told how to sample, and what came before only if that matters."""
     reservations = [
         wire.Reserve(
@@ -259,6 +285,7 @@ def _reservations(message: wire.Open) -> list[wire.Reserve]:
             tokens_max=len(message.prompt) + message.tokens_max,
             prompt_tokens=len(message.prompt),
             made=message.made,
+            chain=chain,
         )
         for stage in range(len(message.pipeline))
     ]

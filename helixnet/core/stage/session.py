@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from hashlib import blake2b
 
+from helixnet.core.prefix import HASH_BYTES, Chain
 from helixnet.core.route.pipeline import Pipeline
 from helixnet.core.sampling import History, Sampling
-from helixnet.core.types import PeerId, SessionId, Span
+from helixnet.core.types import BlockId, PeerId, SessionId, Span
 
 
 @dataclass(slots=True)
@@ -23,7 +25,16 @@ class StageSession:
     history: History | None
     """For the exit, if sampling looks back."""
     active_at: float
+    blocks: tuple[BlockId, ...] = ()
+    """Names of its whole blocks, as far as they may be shared."""
+    taken: int = 0
+    """So many of them were here before it: it begins after as many as every stage has."""
+    has_begun: bool = False
+    sealed: int = 0
+    """So many of them others may share."""
     next_position: int = 0
+    done_position: int = 0
+    """Everything before it has run."""
     layers: Span = field(init=False)
     """The layers this stage runs for the session."""
     entry: PeerId = field(init=False)
@@ -48,3 +59,14 @@ class StageSession:
         self.next_position = position + tokens
         self.active_at = now
         return ""
+
+
+def block_ids(pipeline: Pipeline, stage: int, chain: Chain) -> tuple[BlockId, ...]:
+    """What a stage calls the blocks of a chain.
+
+    What it computes depends on who computed what it was sent. So the name has the way there in it: nobody's mistakes
+    or lies reach sessions that do not pass by the same peers.
+    """
+    way = ";".join(f"{one.peer}{one.layers}" for one in pipeline[: stage + 1])
+    root = blake2b(way.encode(), digest_size=HASH_BYTES).digest()
+    return tuple(BlockId(blake2b(one, key=root, digest_size=HASH_BYTES).digest()) for one in chain)

@@ -8,24 +8,29 @@ from helixnet.core.errors import Busy, RemoteProtocolError
 from helixnet.core.machine import (
     NEVER,
     BatchDone,
+    DropLayers,
     Effect,
     Emit,
     Event,
+    EvictKv,
     ExtendKv,
+    LoadSpan,
     OpenKv,
     ReleaseKv,
     RunBatch,
+    SealKv,
     Send,
 )
 from helixnet.core.model import DTYPE_BYTES, Manifest
+from helixnet.core.prefix import BLOCK_TOKENS, blocks_before
 from helixnet.core.route.pipeline import check_pipeline
 from helixnet.core.sampling import History
 from helixnet.core.stage.batch import DECODE_BATCH_MAX, PREFILL_BUDGET_TOKENS, Batcher
 from helixnet.core.stage.meter import Meter
 from helixnet.core.stage.pages import PAGE_TOKENS, PageLedger, pages_for
-from helixnet.core.stage.session import StageSession
+from helixnet.core.stage.session import StageSession, block_ids
 from helixnet.core.stage.work import Work
-from helixnet.core.types import PeerId, SessionId, Span
+from helixnet.core.types import PeerId, SessionId, Span, runs
 from helixnet.core.wire import messages as wire
 from helixnet.core.wire.activation import Activation
 from helixnet.core.wire.codec import Lane
@@ -96,8 +101,25 @@ class StageMachine:
     def set_held(self, held: tuple[Span, ...], served: tuple[Span, ...]) -> None:
         """The engine loaded or dropped layers: the rest of the memory is KV room."""
         self.held, self.served = held, served
-        weights = sum(self.manifest.span_bytes(span.start, span.stop) for span in held)
-        self.ledger.resize(self.memory_bytes - weights)
+        self.ledger.resize(self.memory_bytes - self._weights(held))
+
+    def load(self, span: Span) -> list[Effect]:
+        """Have these layers loaded, too: from now on, what they take is no longer KV room."""
+        weights = self._weights(runs(layer for one in (*self.held, span) for layer in one.layers()))
+        effects: list[Effect] = []
+        if weights <= self.memory_bytes:  # otherwise the engine says so, and nothing has changed
+            self.ledger.resize(self.memory_bytes - weights)
+            while self.ledger.used > self.ledger.capacity and self.sessions:
+                effects += self._preempt("layers that the plan moves here need its KV pages")
+        return [*effects, *self._evicted(), LoadSpan(span)]
+
+    def drop(self, keep: Span | None) -> list[Effect]:
+        """Have all layers outside `keep` dropped, and what is cached of them."""
+        self.ledger.forget(keep)
+        return [*self._evicted(), DropLayers(keep)]
+
+    def _weights(self, held: tuple[Span, ...]) -> int:
+        return sum(self.manifest.span_bytes(span.start, span.stop) for span in held)
 
     def uses_outside(self, keep: Span | None) -> bool:
         """Whether a session here still runs layers outside `keep`."""
@@ -123,33 +145,35 @@ class StageMachine:
     def reserve(self, sender: PeerId, message: wire.Reserve, now: float) -> list[Effect]:
         """Make room for a session or refuse it; nothing is half-opened."""
         code, reason = self._objection(message)
+        blocks = block_ids(message.pipeline, message.stage, message.chain) if not code else ()
+        taken = self.ledger.begun(blocks[: blocks_before(message.prompt_tokens)])
         if not code:
             layers = message.pipeline[message.stage].layers
             room = min(message.tokens_max, message.prompt_tokens + self._config.ahead_tokens)
+            share_max = 1.0 if message.made else self._config.full_share
             try:
-                share_max = 1.0 if message.made else self._config.full_share
-                self.ledger.reserve(message.session, layers, room, share_max)
+                self.ledger.reserve(message.session, layers, room, share_max, blocks[:taken])
             except Busy as busy:
                 code, reason = "busy", str(busy)
         if code:
             return [Send(sender, wire.Refused(session=message.session, peer=self.me, code=code, reason=reason))]
+        cached = taken * BLOCK_TOKENS
         self._share += 1 / len(message.pipeline)
         self.sessions[message.session] = StageSession(
             session=message.session,
             pipeline=message.pipeline,
             stage=message.stage,
             tokens_max=message.tokens_max,
-            prompt_left=message.prompt_tokens,
+            prompt_left=message.prompt_tokens - cached,
             sampling=message.sampling,
             history=_history(message),
             active_at=now,
+            blocks=blocks,
+            taken=taken,
         )
-        self._in_line += message.prompt_tokens
+        self._in_line += message.prompt_tokens - cached
         self._idle_at = min(self._idle_at, now + self._config.idle_s)
-        return [
-            OpenKv(message.session, layers, room),
-            Send(sender, wire.Reserved(session=message.session)),
-        ]
+        return [*self._evicted(), Send(sender, wire.Reserved(session=message.session, cached=cached))]
 
     def _objection(self, message: wire.Reserve) -> tuple[str, str]:
         """Why the reservation cannot be: (code, reason); empty strings if it can."""
@@ -238,10 +262,25 @@ class StageMachine:
 
     def _advance(self, session: StageSession, position: int, tokens: int, now: float) -> list[Effect]:
         """So many tokens of a session came for `position`: it has room for them now, or is gone."""
+        effects = [] if session.has_begun else self._begin(session, position)
         problem = session.advance(position, tokens, now)
         if problem:
-            return self._broken(session, (), problem)
-        return self._make_room(session) if session.next_position > self.ledger.tokens(session.session) else []
+            return effects + self._broken(session, (), problem)
+        has_room = session.next_position <= self.ledger.tokens(session.session)
+        return effects if has_room else effects + self._make_room(session)
+
+    def _begin(self, session: StageSession, position: int) -> list[Effect]:
+        """The first tokens of a session came: they tell how many of its blocks all stages have."""
+        count = position // BLOCK_TOKENS
+        if position % BLOCK_TOKENS or count > session.taken:
+            return []  # which is not where it can begin
+        session.has_begun, session.next_position, session.sealed = True, position, count
+        again = session.taken * BLOCK_TOKENS - position
+        session.prompt_left += again
+        self._in_line += again
+        self.ledger.cut(session.session, count)
+        room = self.ledger.tokens(session.session)
+        return [*self._evicted(), OpenKv(session.session, session.layers, room, session.blocks[:count])]
 
     def _make_room(self, session: StageSession) -> list[Effect]:
         """Pages for what just came of a session, and some ahead; if there are none, whoever has come least far goes.
@@ -253,11 +292,15 @@ class StageMachine:
         while True:
             for tokens in (min(session.tokens_max, needed + self._config.ahead_tokens), needed):
                 if self.ledger.extend(session.session, tokens):
-                    return [*effects, ExtendKv(session.session, tokens)]
-            goes = min(self.sessions.values(), key=lambda one: (one.next_position, one.session))
-            effects += self._broken(goes, (), "requests that had come farther needed its KV pages", wire.PREEMPTED)
-            if goes is session:
+                    return [*effects, *self._evicted(), ExtendKv(session.session, tokens)]
+            effects += self._preempt("requests that had come farther needed its KV pages")
+            if session.session not in self.sessions:
                 return effects
+
+    def _preempt(self, why: str) -> list[Effect]:
+        """Whoever has come least far goes, and comes again when there is room."""
+        goes = min(self.sessions.values(), key=lambda one: (one.next_position, one.session))
+        return self._broken(goes, (), why, wire.PREEMPTED)
 
     def pump(self) -> list[Effect]:
         """Start the next batch if the engine is free."""
@@ -281,7 +324,11 @@ class StageMachine:
             activation = result.activation
             if result.error is not None:
                 effects += self._broken(session, (self.me,), f"the engine failed: {result.error}")
-            elif result.token_id is not None:
+                continue
+            session.done_position = work.position + work.tokens
+            if session.sealed < len(session.blocks):
+                effects += self._seal(session)
+            if result.token_id is not None:
                 if session.history is not None:
                     session.history.made.append(result.token_id)
                 last = work.position + work.tokens - 1
@@ -318,6 +365,20 @@ class StageMachine:
                 session.prompt_left -= ran
                 self._in_line -= ran
 
+    def _seal(self, session: StageSession) -> list[Effect]:
+        """Whole blocks that have run may be shared."""
+        last = min(len(session.blocks), session.done_position // BLOCK_TOKENS)
+        whole = [(place, session.blocks[place]) for place in range(session.sealed, last)]
+        fresh = tuple(one for one in whole if self.ledger.seal(session.session, *one))
+        session.sealed = max(session.sealed, last)
+        return [SealKv(session.session, fresh)] if fresh else []
+
+    def end(self, message: wire.Release) -> list[Effect]:
+        """The entry needs a session no more: whole blocks of its answer may stay, too."""
+        session = self.sessions[message.session]
+        session.blocks += block_ids(session.pipeline, session.stage, message.chain)
+        return [*self._seal(session), *self.release(message.session)]
+
     def release(self, session_id: SessionId) -> list[Effect]:
         """Free everything of a session; unknown ones are ignored."""
         session = self.sessions.pop(session_id, None)
@@ -327,7 +388,12 @@ class StageMachine:
         self._share = self._share - 1 / len(session.pipeline) if self.sessions else 0.0
         self._batcher.forget(session_id)
         self.ledger.release(session_id)
-        return [ReleaseKv(session_id)]
+        return [*self._evicted(), *([ReleaseKv(session_id)] if session.has_begun else [])]
+
+    def _evicted(self) -> list[Effect]:
+        """What the engine has to know of blocks that went because their pages were needed."""
+        blocks = self.ledger.take_evicted()
+        return [EvictKv(blocks)] if blocks else []
 
     def gone(self, peer: PeerId, reason: str) -> list[Effect]:
         """A peer cannot be reached: free what it began, report what cannot go on because of it."""

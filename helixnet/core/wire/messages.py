@@ -8,12 +8,14 @@ import msgspec
 
 from helixnet.core.errors import RemoteProtocolError
 from helixnet.core.plan.plan import PEERS_MAX, Plan
+from helixnet.core.prefix import BLOCK_TOKENS, HASH_BYTES, SALT_CHARS_MAX, Chain
 from helixnet.core.route.pipeline import STAGES_MAX, Pipeline
 from helixnet.core.sampling import LOGPROBS_MAX, STOP_IDS_MAX, Logprobs, Sampling
 from helixnet.core.swarm.records import ADDRESSES_MAX, SPANS_MAX, STATES, Observed, PeerRecord
 from helixnet.core.types import SESSION_ID_CHARS_MAX, PeerId, SessionId, Span
 
 PROMPT_TOKENS_MAX = 262_144
+CHAIN_MAX = 2 * PROMPT_TOKENS_MAX // BLOCK_TOKENS
 STEPS_MAX = 1_024
 BEAT_OBSERVED_MAX = 4
 """Flows that a heartbeat mentions: the largest."""
@@ -233,12 +235,17 @@ class Open(_Message, frozen=True):
     stop_ids: tuple[int, ...] = ()
     made: int = 0
     """So many of the prompt's last tokens are of the answer."""
+    cache_salt: str | None = ""
+    """What the stages computed may stay there, for prompts that begin alike and come with the same salt; with an empty
+    one, from the same client. None: nothing stays."""
 
 
 class Opened(_Message, frozen=True):
     """Entry to client: every stage has made room."""
 
     session: SessionId
+    cached: int = 0
+    """Tokens of the prompt that no stage has to run again."""
 
 
 class Reserve(_Message, frozen=True):
@@ -257,12 +264,16 @@ class Reserve(_Message, frozen=True):
     """For the exit only; what follows, too, and only if sampling looks back."""
     prompt: tuple[int, ...] = ()
     stop_ids: tuple[int, ...] = ()
+    chain: Chain = ()
+    """Of the whole blocks of the prompt; empty if nothing may stay."""
 
 
 class Reserved(_Message, frozen=True):
     """Stage to entry: room is made."""
 
     session: SessionId
+    cached: int = 0
+    """Of the prompt's first tokens it has so many, and keeps them for this session."""
 
 
 class Refused(_Message, frozen=True):
@@ -347,6 +358,8 @@ class Release(_Message, frozen=True):
     """Entry to every stage: free what the session holds."""
 
     session: SessionId
+    chain: Chain = ()
+    """Of the whole blocks of prompt and answer beyond those of the reservation: they may stay."""
 
 
 Message = (
@@ -422,6 +435,8 @@ def _out_of_bounds(message: Message) -> str:
                 return "a token id is negative"
             if not 0 <= message.made < len(message.prompt):
                 return "a prompt has no token that was not made"
+            if len(message.cache_salt or "") > SALT_CHARS_MAX:
+                return "a salt is too long"
         case Reserve():
             if not 0 <= message.stage < len(message.pipeline) <= STAGES_MAX:
                 return "a reservation names a stage its pipeline does not have"
@@ -431,6 +446,14 @@ def _out_of_bounds(message: Message) -> str:
                 return "a reservation's history is out of bounds"
             if len(message.stop_ids) > STOP_IDS_MAX:
                 return "too many stop ids"
+            if len(message.chain) > message.prompt_tokens // BLOCK_TOKENS:
+                return "a reservation has more blocks than its prompt"
+            return _is_no_chain(message.chain)
+        case Reserved() | Opened():
+            if not 0 <= message.cached <= PROMPT_TOKENS_MAX:
+                return "more is cached than a prompt can have"
+        case Release():
+            return _is_no_chain(message.chain)
         case Steps() | Sampled():
             if len(message.items) > STEPS_MAX:
                 return "too many steps in one frame"
@@ -449,6 +472,12 @@ def _out_of_bounds(message: Message) -> str:
             if len(message.reason) > TEXT_CHARS_MAX:
                 return "a reason is too long"
     return ""
+
+
+def _is_no_chain(chain: Chain) -> str:
+    """What is wrong with a chain; empty if nothing."""
+    wrong = len(chain) > CHAIN_MAX or any(len(one) != HASH_BYTES for one in chain)
+    return "a chain is too long or not of hashes" if wrong else ""
 
 
 def _has_too_many(logprobs: Logprobs | None) -> bool:
