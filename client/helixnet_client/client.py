@@ -195,6 +195,7 @@ class AsyncStream:
             sampling=self._options.sampling(self._sampling.seed, tokenizer.words(self._options.bad_words)),
             stop_ids=tuple(dict.fromkeys((*tokenizer.stop_ids, *self._options.stop_ids))),
             cache_salt=self._options.cache_salt,
+            yields=self._options.background,
         )
 
     def _take(

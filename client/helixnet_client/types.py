@@ -104,6 +104,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     cache_salt: str | None = ""
     """What peers computed of prompt and answer stays with them for a while, and saves time where a later prompt begins
     alike: one of this client's, or of anybody's who gives the same salt. None: nothing stays."""
+    background: bool = False
+    """It can wait: where peers are busy or short of memory, all other requests come first."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:

@@ -83,6 +83,8 @@ class RequestSpec(msgspec.Struct, frozen=True, kw_only=True):
     cache_salt: str | None = ""
     """What is computed may serve prompts that begin alike and have the same salt; with "" only this client's. None:
     nothing is kept."""
+    yields: bool = False
+    """It can wait: all other requests come first."""
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -240,6 +242,7 @@ class Request:
             stop_ids=self.spec.stop_ids,
             made=len(self.tokens),
             cache_salt=self.spec.cache_salt,
+            yields=self.spec.yields,
         )
         opened = Event("request.opened", {"attempt": len(self.pipelines), "stages": len(pipeline)})
         return [Send(self.entry, message), Emit(opened)]

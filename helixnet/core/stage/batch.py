@@ -4,6 +4,10 @@ Steps that share a batch arrive at the next stage together and share its batch, 
 flight end up in a few large lumps that move from stage to stage while the others wait. So a batch takes no more than
 the steps that a stage should have in hand when requests are spread evenly over their stages, and a quarter of what is
 ready where more than that piles up; but all of it where the stage hardly ever rests (docs/decisions/0014).
+
+As long as anybody makes tokens, each prompt in line takes half as long as a batch of decode steps, and a token may meet
+two such pieces, one before it and one beside it: one prompt alone at most doubles the gaps between tokens, and many
+have what a full stage can give them (docs/decisions/0020).
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from collections import deque
 from collections.abc import Iterable
 from math import ceil, inf
 
+from helixnet.core.stage.prompts import PIECE_TOKENS_MIN, Prompts
 from helixnet.core.stage.work import Work
 from helixnet.core.types import SessionId
 
@@ -36,29 +41,41 @@ class Batcher:
         self._decode_max = decode_max
         self._prefill_budget = prefill_budget
         self._decode: deque[Work] = deque()
-        self._prefill: deque[Work] = deque()
+        self._prompts = Prompts()
 
-    def add(self, work: Work) -> None:
-        """Queue one chunk or step."""
-        (self._decode if work.decode else self._prefill).append(work)
+    def add(self, work: Work, owner: str = "", yields: bool = False) -> None:
+        """Queue one chunk or step. Owners take turns with their prompts, after those who do not yield."""
+        if work.decode:
+            self._decode.append(work)
+        else:
+            self._prompts.add(work, owner, yields)
 
     def forget(self, session: SessionId) -> None:
         """Drop what is queued for a session."""
         self._decode = deque([work for work in self._decode if work.session != session])
-        self._prefill = deque([work for work in self._prefill if work.session != session])
+        self._prompts.forget(session)
 
-    def take(self, share: float = inf, busy: float = 0.0) -> tuple[Work, ...]:
+    def take(self, share: float = inf, busy: float = 0.0, beside: float = inf) -> tuple[Work, ...]:
         """The next batch; empty if nothing is ready.
 
         `share`: steps that should be in hand here, were all even. `busy`: how much of its time lately the stage was.
+        `beside`: tokens that each prompt in line may bring.
         """
+        steps, chosen = self._take_steps(share, busy)
+        if not len(self._prompts):
+            return steps
+        budget = min(self._prefill_budget, max(PIECE_TOKENS_MIN, beside * self._prompts.waiting))
+        return (*steps, *self._prompts.take(int(budget), chosen))
+
+    def _take_steps(self, share: float, busy: float) -> tuple[tuple[Work, ...], set[SessionId]]:
+        """Decode steps, and whose they are."""
         pile = len(self._decode) / (1 if busy >= BUSY else PILED)
         most = ceil(min(len(self._decode), max(SHARES_MAX * share, pile)))
         chosen = {work.session for work in self._decode}
         if len(chosen) == len(self._decode) <= min(most, self._decode_max):  # everybody at once, as is usual
             everybody = tuple(self._decode)
             self._decode.clear()
-            return (*everybody, *self._take_prefill(chosen)) if self._prefill else everybody
+            return everybody, chosen
         batch: list[Work] = []
         chosen = set()
         later: deque[Work] = deque()
@@ -72,27 +89,10 @@ class Batcher:
             chosen.add(work.session)
             room -= len(work.layers)
         self._decode.extendleft(reversed(later))
-        return (*batch, *self._take_prefill(chosen))
-
-    def _take_prefill(self, chosen: set[SessionId]) -> list[Work]:
-        batch: list[Work] = []
-        later: deque[Work] = deque()
-        budget = self._prefill_budget
-        while self._prefill and budget > 0:
-            work = self._prefill.popleft()
-            fits = work.tokens <= budget or not batch
-            if work.session in chosen or not fits:
-                later.append(work)
-                chosen.add(work.session)  # keeps a session's chunks in order
-                continue
-            batch.append(work)
-            chosen.add(work.session)
-            budget -= work.tokens
-        self._prefill.extendleft(reversed(later))
-        return batch
+        return tuple(batch), chosen
 
     def __len__(self) -> int:
-        return len(self._decode) + len(self._prefill)
+        return len(self._decode) + len(self._prompts)
 
 
 def _extent(works: Iterable[Work]) -> int:

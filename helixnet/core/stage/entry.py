@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from hashlib import blake2b
 
 import msgspec
 
@@ -88,7 +89,7 @@ class EntryMachine:
             heard_at=dict.fromkeys(peers, now),
         )
         self._due_at = min(self._due_at, now + self._config.reserve_s)
-        return [Send(peer, reserve) for peer, reserve in zip(peers, _reservations(message, chain), strict=True)]
+        return [Send(peer, reserve) for peer, reserve in zip(peers, _reservations(sender, message, chain), strict=True)]
 
     def _objection(self, message: wire.Open) -> tuple[str, str]:
         manifest = self._stage.manifest
@@ -274,8 +275,9 @@ def _chain(client: PeerId, message: wire.Open, tokens: tuple[int, ...], known: C
     return chain_of(f"salt {message.cache_salt}" if message.cache_salt else f"client {client}", tokens, known)
 
 
-def _reservations(message: wire.Open, chain: Chain) -> list[wire.Reserve]:
+def _reservations(client: PeerId, message: wire.Open, chain: Chain) -> list[wire.Reserve]:
     """For each stage. Only the exit is told how to sample, and what came before only if that matters."""
+    owner = blake2b(client.encode(), digest_size=8).hexdigest()
     reservations = [
         wire.Reserve(
             session=message.session,
@@ -285,6 +287,8 @@ def _reservations(message: wire.Open, chain: Chain) -> list[wire.Reserve]:
             tokens_max=len(message.prompt) + message.tokens_max,
             prompt_tokens=len(message.prompt),
             made=message.made,
+            owner=owner,
+            yields=message.yields,
             chain=chain,
         )
         for stage in range(len(message.pipeline))

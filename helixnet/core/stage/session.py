@@ -25,6 +25,10 @@ class StageSession:
     history: History | None
     """For the exit, if sampling looks back."""
     active_at: float
+    owner: str = ""
+    """Whose it is: owners take turns with their prompts."""
+    yields: bool = False
+    """To all others, as long as there are any."""
     blocks: tuple[BlockId, ...] = ()
     """Names of its whole blocks, as far as they may be shared."""
     taken: int = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import msgspec
 
 from helixnet.core.errors import Busy, RemoteProtocolError
@@ -61,6 +63,8 @@ class StageConfig(msgspec.Struct, frozen=True, kw_only=True):
     """So many tokens ahead of what it has, pages are taken for a session, where there are any."""
     full_share: float = 0.95
     """Of the pages: newcomers are not let in beyond. The rest is for those who are here, and those who go on."""
+    yields_share: float = 0.7
+    """The same for those who yield to all others."""
 
 
 class StageMachine:
@@ -87,13 +91,19 @@ class StageMachine:
         """No session has been idle for too long before; it only grows later while they are active."""
         self._in_line = 0
         """Prompt tokens of all sessions that have not run here yet."""
+        self._decoding = 0
+        """Sessions whose prompt has run here."""
         self._share = 0.0
         """Decode steps that would be in hand here if every session spent as long at each of its stages."""
         self._busy = 0.0
         """Share of its time lately in which the engine ran."""
         self._done_at = 0.0
         self._prompt_token_s = 0.0
-        """What one costs lately, with the decode steps beside it."""
+        """What one costs lately, with the decode steps beside it ..."""
+        self._token_s = 0.0
+        """... and without."""
+        self._decode_s = 0.0
+        """What a batch takes lately that has no prompts in it."""
         self._row_bytes = manifest.hidden_size * DTYPE_BYTES[manifest.dtype]
 
     # --- what it holds -----------------------------------------------------------------------------
@@ -150,7 +160,8 @@ class StageMachine:
         if not code:
             layers = message.pipeline[message.stage].layers
             room = min(message.tokens_max, message.prompt_tokens + self._config.ahead_tokens)
-            share_max = 1.0 if message.made else self._config.full_share
+            share_max = self._config.yields_share if message.yields else self._config.full_share
+            share_max = 1.0 if message.made else share_max
             try:
                 self.ledger.reserve(message.session, layers, room, share_max, blocks[:taken])
             except Busy as busy:
@@ -168,6 +179,8 @@ class StageMachine:
             sampling=message.sampling,
             history=_history(message),
             active_at=now,
+            owner=message.owner,
+            yields=message.yields,
             blocks=blocks,
             taken=taken,
         )
@@ -240,7 +253,9 @@ class StageMachine:
                     history=session.history,
                     wanted=item.sample,
                     decode=item.decode,
-                )
+                ),
+                session.owner,
+                session.yields,
             )
         if taken:
             self.meter.count(sender, taken, now)
@@ -257,7 +272,7 @@ class StageMachine:
         self.meter.count(None, work.tokens, now)
         if work.wanted and session.next_hop is None:
             work = msgspec.structs.replace(work, sample=session.sampling, history=session.history)
-        self._batcher.add(work)
+        self._batcher.add(work, session.owner, session.yields)
         return effects
 
     def _advance(self, session: StageSession, position: int, tokens: int, now: float) -> list[Effect]:
@@ -298,16 +313,23 @@ class StageMachine:
                 return effects
 
     def _preempt(self, why: str) -> list[Effect]:
-        """Whoever has come least far goes, and comes again when there is room."""
-        goes = min(self.sessions.values(), key=lambda one: (one.next_position, one.session))
+        """Whoever yields, or else has come least far, goes, and comes again when there is room."""
+        goes = min(self.sessions.values(), key=lambda one: (not one.yields, one.next_position, one.session))
         return self._broken(goes, (), why, wire.PREEMPTED)
 
     def pump(self) -> list[Effect]:
         """Start the next batch if the engine is free."""
         if self._running:
             return []
-        self._running = self._batcher.take(self._share, self._busy)
+        self._running = self._batcher.take(self._share, self._busy, self._beside)
         return [RunBatch(self._running)] if self._running else []
+
+    @property
+    def _beside(self) -> float:
+        """Tokens that each prompt in line may bring to a batch: what half a batch of decode steps costs."""
+        if not self._decoding or not self._decode_s or not self._token_s:
+            return inf
+        return self._decode_s / self._token_s / 2
 
     def done(self, outcome: BatchDone, now: float) -> list[Effect]:
         """Hand on what the engine made, one frame for each next hop and lane; start the next batch."""
@@ -355,15 +377,19 @@ class StageMachine:
         """Prompt tokens that ran are no longer in line; remember what they cost."""
         prompts = [work for work in batch if not work.decode]
         if not prompts:
+            self._decode_s += SMOOTHING * (seconds - self._decode_s) if self._decode_s else seconds
             return
         tokens = sum([work.tokens for work in prompts])
         self._prompt_token_s += SMOOTHING * (seconds / tokens - self._prompt_token_s)
+        beyond = max(MOMENT_S, seconds - self._decode_s) if len(prompts) < len(batch) else seconds
+        self._token_s += SMOOTHING * (beyond / tokens - self._token_s) if self._token_s else beyond / tokens
         for work in prompts:
             session = self.sessions.get(work.session)
             if session is not None:
                 ran = min(session.prompt_left, work.tokens)
                 session.prompt_left -= ran
                 self._in_line -= ran
+                self._decoding += ran > 0 and not session.prompt_left
 
     def _seal(self, session: StageSession) -> list[Effect]:
         """Whole blocks that have run may be shared."""
@@ -385,6 +411,7 @@ class StageMachine:
         if session is None:
             return []
         self._in_line -= session.prompt_left
+        self._decoding -= not session.prompt_left
         self._share = self._share - 1 / len(session.pipeline) if self.sessions else 0.0
         self._batcher.forget(session_id)
         self.ledger.release(session_id)

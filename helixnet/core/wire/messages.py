@@ -238,6 +238,8 @@ class Open(_Message, frozen=True):
     cache_salt: str | None = ""
     """What the stages computed may stay there, for prompts that begin alike and come with the same salt; with an empty
     one, from the same client. None: nothing stays."""
+    yields: bool = False
+    """To all other requests, at every stage: it can wait."""
 
 
 class Opened(_Message, frozen=True):
@@ -260,6 +262,9 @@ class Reserve(_Message, frozen=True):
     """Of these, how many come first and at once."""
     made: int = 0
     """So many of the prompt's last tokens are of the answer: who goes on is let in where newcomers no longer are."""
+    owner: str = ""
+    """A word for the client that tells it apart from others, and no more."""
+    yields: bool = False
     sampling: Sampling | None = None
     """For the exit only; what follows, too, and only if sampling looks back."""
     prompt: tuple[int, ...] = ()
@@ -446,6 +451,8 @@ def _out_of_bounds(message: Message) -> str:
                 return "a reservation's history is out of bounds"
             if len(message.stop_ids) > STOP_IDS_MAX:
                 return "too many stop ids"
+            if len(message.owner) > SESSION_ID_CHARS_MAX:
+                return "an owner's word is too long"
             if len(message.chain) > message.prompt_tokens // BLOCK_TOKENS:
                 return "a reservation has more blocks than its prompt"
             return _is_no_chain(message.chain)
