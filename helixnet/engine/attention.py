@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby, takewhile
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from helixnet.core.stage.pages import PAGE_TOKENS
 from helixnet.core.types import Span
 from helixnet.engine.kv import KvPool, SessionKv
+from helixnet.engine.products import widened
 
 ATTENTION_NAME = "helixnet"
 
@@ -56,8 +58,8 @@ class Step:
     pool: KvPool
     layers: Span
     rows: Sequence[Row]
-    gather: bool
-    """Decode rows together by gathering their pages (accelerators), or one by one (CPU: no copy)."""
+    gather_pages: int
+    """Decode rows with so many pages at most attend together, their pages gathered; longer ones one by one."""
     slots: torch.Tensor = field(init=False)
     """[layers, tokens]: where each token's K and V go."""
     decoding: int = field(init=False)
@@ -67,8 +69,9 @@ class Step:
     masks: dict[Any, torch.Tensor | None] = field(init=False, default_factory=dict)
     rules: dict[int, Rule] = field(init=False, default_factory=dict)
     """What the layers that ran in this step asked of attention."""
-    gathered: torch.Tensor | None = field(init=False, default=None)
-    """[layers, decode rows, pages]: page ids, padded (masked) with the row's own first page, never another's."""
+    groups: list[tuple[int, torch.Tensor]] = field(init=False)
+    """Decode rows that attend together, by their first: [layers, rows, pages] page ids, padded (masked) with the row's
+    own first page, never another's. Rows of a group are at most twice as long as one another."""
 
     def __post_init__(self) -> None:
         self.decoding = next((i for i, row in enumerate(self.rows) if row.tokens > 1), len(self.rows))
@@ -85,13 +88,14 @@ class Step:
                 slots.append(table[:, where // PAGE_TOKENS] * PAGE_TOKENS + where % PAGE_TOKENS)
         device = self.pool.k.device
         self.slots = torch.from_numpy(np.concatenate(slots, axis=1)).to(device)
-        if self.gather and self.decoding > 1:
-            pages = max(table.shape[1] for table in self.tables[: self.decoding])
-            padded = np.empty((len(self.layers), self.decoding, pages), dtype=np.int64)
-            for i, table in enumerate(self.tables[: self.decoding]):
-                padded[:, i] = table[:, :1]
-                padded[:, i, : table.shape[1]] = table
-            self.gathered = torch.from_numpy(padded).to(device)
+        self.groups = []
+        short = takewhile(lambda table: table.shape[1] <= self.gather_pages, self.tables[: self.decoding])
+        first = 0
+        for _, group in groupby(short, lambda table: length_class(table.shape[1])):
+            tables = list(group)
+            if len(tables) > 1:
+                self.groups.append((first, torch.from_numpy(_padded(tables)).to(device)))
+            first += len(tables)
 
     def __enter__(self) -> Step:
         _running.step = self
@@ -99,6 +103,21 @@ class Step:
 
     def __exit__(self, *_: object) -> None:
         _running.step = None
+
+
+def length_class(count: int) -> int:
+    """The same for counts of which none is more than twice another; rows of a step come in this order."""
+    return count.bit_length()
+
+
+def _padded(tables: list[np.ndarray]) -> np.ndarray:
+    """Tables [layers, pages] as one [layers, rows, pages], each padded with its first page."""
+    pages = max(table.shape[1] for table in tables)
+    padded = np.empty((len(tables[0]), len(tables), pages), dtype=np.int64)
+    for i, table in enumerate(tables):
+        padded[:, i] = table[:, :1]
+        padded[:, i, : table.shape[1]] = table
+    return padded
 
 
 def attend(
@@ -138,20 +157,31 @@ def attend_rows(
     """Store key and value `[tokens, kv_heads, head_dim]`, then let `query` `[1, heads, tokens, head_dim]` attend."""
     index = layer - step.layers.start
     slots = step.slots[index]
-    step.pool.k_slots.index_copy_(0, slots, key)
-    step.pool.v_slots.index_copy_(0, slots, value)
+    kept = step.pool.k.dtype
+    step.pool.k_slots.index_copy_(0, slots, key.to(kept))
+    step.pool.v_slots.index_copy_(0, slots, value.to(kept))
+    given, query = query.dtype, query.to(widened(query.device, kept))
+    return _attend_all(step, index, query, rule).to(given)
+
+
+def _attend_all(step: Step, index: int, query: torch.Tensor, rule: Rule) -> torch.Tensor:
+    """Every row to its own session."""
     if len(step.rows) == 1:
         return _attend_row(step, index, 0, query, rule)
     outputs = []
-    first = 0
-    if step.gathered is not None:
-        first = step.decoding
-        outputs.append(_attend_gathered(step, index, query[:, :, :first], rule))
-    start = first
-    for row in range(first, len(step.rows)):
-        tokens = step.rows[row].tokens
-        outputs.append(_attend_row(step, index, row, query[:, :, start : start + tokens], rule))
-        start += tokens
+    groups = dict(step.groups)
+    row = start = 0
+    while row < len(step.rows):
+        gathered = groups.get(row)
+        if gathered is not None:
+            stop = start + gathered.shape[1]  # these are single tokens
+            outputs.append(_attend_group(step, row, gathered[index], query[:, :, start:stop], rule))
+            row += gathered.shape[1]
+        else:
+            stop = start + step.rows[row].tokens
+            outputs.append(_attend_row(step, index, row, query[:, :, start:stop], rule))
+            row += 1
+        start = stop
     return torch.cat(outputs, dim=2)
 
 
@@ -172,14 +202,15 @@ def _attend_row(step: Step, layer: int, index: int, query: torch.Tensor, rule: R
     return _scores(query, keys.transpose(0, 1)[None], values.transpose(0, 1)[None], mask, rule)
 
 
-def _attend_gathered(step: Step, layer: int, query: torch.Tensor, rule: Rule) -> torch.Tensor:
-    """All decode rows at once: query `[1, heads, rows, head_dim]`, and so is the result."""
-    assert step.gathered is not None
-    rows, pages = step.gathered.shape[1:]
-    flat = step.gathered[layer].reshape(-1)
+def _attend_group(step: Step, first: int, table: torch.Tensor, query: torch.Tensor, rule: Rule) -> torch.Tensor:
+    """A group of decode rows, from `first` on, with pages [rows, pages]: query `[1, heads, rows, head_dim]`, as is the
+    result.
+    """
+    rows, pages = table.shape
+    flat = table.reshape(-1)
     keys = step.pool.k.index_select(0, flat).view(rows, pages * PAGE_TOKENS, *step.pool.k.shape[2:]).transpose(1, 2)
     values = step.pool.v.index_select(0, flat).view(rows, pages * PAGE_TOKENS, *step.pool.v.shape[2:]).transpose(1, 2)
-    mask = _gathered_mask(step, pages * PAGE_TOKENS, rule.window)
+    mask = _group_mask(step, first, rows, pages * PAGE_TOKENS, rule.window)
     return _scores(query.transpose(0, 2), keys, values, mask, rule).transpose(0, 2)
 
 
@@ -187,6 +218,7 @@ def _scores(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None, rule: Rule
 ) -> torch.Tensor:
     """softmax(q k / ...) v, grouped query heads; `mask` is True where a token may look."""
+    keys, values = keys.to(query.dtype), values.to(query.dtype)
     if rule.softcap is None and rule.sinks is None:
         return F.scaled_dot_product_attention(query, keys, values, mask, scale=rule.scaling, enable_gqa=True)
     batch, heads, tokens, dim = query.shape
@@ -219,13 +251,13 @@ def _row_mask(step: Step, index: int, begin: int, window: int | None) -> torch.T
     return step.masks[index, window]
 
 
-def _gathered_mask(step: Step, keys: int, window: int | None) -> torch.Tensor:
-    """[rows, 1, 1, keys] of the decode rows together."""
-    if ("decode", window) not in step.masks:
-        last = torch.tensor([row.position for row in step.rows[: step.decoding]])
-        mask = _causal(last, torch.arange(keys), window).view(len(last), 1, 1, keys)
-        step.masks["decode", window] = mask.to(step.pool.k.device)
-    mask_or_none = step.masks["decode", window]
+def _group_mask(step: Step, first: int, rows: int, keys: int, window: int | None) -> torch.Tensor:
+    """[rows, 1, 1, keys] of a group of decode rows."""
+    if ("group", first, window) not in step.masks:
+        last = torch.tensor([row.position for row in step.rows[first : first + rows]])
+        mask = _causal(last, torch.arange(keys), window).view(rows, 1, 1, keys)
+        step.masks["group", first, window] = mask.to(step.pool.k.device)
+    mask_or_none = step.masks["group", first, window]
     assert mask_or_none is not None
     return mask_or_none
 

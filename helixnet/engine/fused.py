@@ -18,10 +18,9 @@ from torch import nn
 from helixnet.core.types import SessionId, Span
 from helixnet.engine.attention import Row, Rule, Step, attend_rows, running_step
 from helixnet.engine.kv import KvPool
+from helixnet.engine.products import Product, column_wise
 
 PROBE_TOKENS = 5
-PACKED_FOR_ROWS = 16
-"""The batch oneDNN's layout is chosen for; measured good from 1 row to 64."""
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 """Largest difference to the module's own result, relative to the largest value: a few roundings."""
 
@@ -33,26 +32,21 @@ class _Joined:
         self._linears = linears
         weights: list[torch.Tensor] = [linear.weight for linear in linears]
         biases: list[torch.Tensor | None] = [linear.bias for linear in linears]
-        weight = torch.cat(weights)
         present = [bias for bias in biases if bias is not None]
         self._bias = torch.cat(present) if present else None
-        self._weight = weight if _packs(weight) else column_wise(weight)
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR_ROWS) if _packs(weight) else None
+        self._weight = column_wise(torch.cat(weights))
+        self.product = Product(self._weight, self._bias)
         self._share()
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """`rows` [tokens, inputs] to [tokens, sum of outputs]."""
-        if self._packed is None:
-            return F.linear(rows, self._weight, self._bias)
-        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._packed, self._bias, "none", [], "")
-        return product
+        return self.product(rows)
 
     def settle(self) -> None:
-        """The packed form has proved right: free the matrix it was made from."""
-        if self._packed is None:
-            return
-        self._weight = self._weight.to("meta")
-        self._share()
+        """It has proved right: free the matrix if the product has a form of its own."""
+        if self.product.is_copy:
+            self._weight = self._weight.to("meta")
+            self._share()
 
     def _share(self) -> None:
         """Make the linear layers' own parameters views of what is kept."""
@@ -65,16 +59,6 @@ class _Joined:
             start = stop
 
 
-def _packs(weight: torch.Tensor) -> bool:
-    """Whether oneDNN's own layout is to be had: float32 on a CPU.
-
-    On a Zen 3 core a layer's products take 1.0, 1.4, 1.9 and 2.5 ms for 1, 4, 8 and 16 rows in it, against
-    0.9, 2.1, 2.6 and 3.4 ms for the best ordinary layout: decode batches are just that small.
-    """
-    plain = weight.device.type == "cpu" and weight.dtype == torch.float32
-    return plain and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-
-
 class FusedLayer:
     """Runs one decoder layer; `rotation` is what `rotation_of` makes of the layer's cosines and sines."""
 
@@ -82,12 +66,14 @@ class FusedLayer:
         attention, mlp = layer.self_attn, layer.mlp
         self._number = number
         self._dim: int = attention.head_dim
-        self._norm_in, self._norm_mlp = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
         self._qkv = _Joined([attention.q_proj, attention.k_proj, attention.v_proj])
+        self._dtype = self._qkv.product.dtype
+        self._norm_in = _norm(layer.input_layernorm, self._dtype)
+        self._norm_mlp = _norm(layer.post_attention_layernorm, self._dtype)
         self._heads = attention.q_proj.out_features // self._dim
         self._kv_heads = attention.k_proj.out_features // self._dim
-        self._norm_q = _norm(attention.q_norm) if hasattr(attention, "q_norm") else None
-        self._norm_k = _norm(attention.k_norm) if hasattr(attention, "k_norm") else None
+        self._norm_q = _norm(attention.q_norm, self._dtype) if hasattr(attention, "q_norm") else None
+        self._norm_k = _norm(attention.k_norm, self._dtype) if hasattr(attention, "k_norm") else None
         self._out, self._down = _Joined([attention.o_proj]), _Joined([mlp.down_proj])
         self._gate_up = _Joined([mlp.gate_proj, mlp.up_proj])
         self._activate: Callable[[torch.Tensor], torch.Tensor] = mlp.act_fn
@@ -95,21 +81,21 @@ class FusedLayer:
 
     def run(self, hidden: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """`hidden` [1, tokens, hidden_size] through the layer, inside a running `Step`."""
-        rows = hidden[0]
+        rows = hidden[0].to(self._dtype)
         tokens = rows.shape[0]
         mixed = self._qkv(self._norm_in(rows)).view(tokens, -1, self._dim)
         turning, value = mixed[:, : -self._kv_heads], mixed[:, -self._kv_heads :]
         if self._norm_q is not None and self._norm_k is not None:
             turning = torch.cat([self._norm_q(turning[:, : self._heads]), self._norm_k(turning[:, self._heads :])], 1)
-        cosines, sines = rotation
-        swapped = turning.unflatten(2, (2, -1)).flip(2).flatten(2)
-        turning = turning * cosines + swapped * sines
+        cosines, sines = (part.to(self._dtype) for part in rotation)
+        turning = torch.addcmul(turning * cosines, turning.roll(self._dim // 2, 2), sines)
         query = turning[:, : self._heads].transpose(0, 1)[None]
         seen = attend_rows(running_step(), self._number, query, turning[:, self._heads :], value, self.rule)
         seen = seen[0].transpose(0, 1).reshape(tokens, -1)
         rows = rows + self._out(seen)
         gate, up = self._gate_up(self._norm_mlp(rows)).chunk(2, dim=1)
-        return (rows + self._down(self._activate(gate) * up))[None]
+        # Between layers numbers are as short as on the wire: where a pipeline is cut changes nothing.
+        return (rows + self._down(self._activate(gate) * up))[None].to(hidden.dtype)
 
     def settle(self) -> None:
         """It has proved equal: the module's own matrices may go where a faster form stands in for them."""
@@ -144,7 +130,7 @@ def fuse(
     pool.reserve(session, span, PROBE_TOKENS)
     rows = [Row(pool.sessions[session], 0, PROBE_TOKENS)]
     try:
-        with torch.inference_mode(), Step(pool, span, rows, gather=False) as step:
+        with torch.inference_mode(), Step(pool, span, rows, gather_pages=0) as step:
             expected = run_plainly(probe)
             fused = FusedLayer(layer, number)
             fused.rule = step.rules[number]
@@ -156,17 +142,6 @@ def fuse(
         return None
     fused.settle()
     return fused
-
-
-def column_wise(weight: torch.Tensor) -> torch.Tensor:
-    """The same matrix [outputs, inputs], laid out the way products with it are fastest on its device.
-
-    On a CPU in float32, one row times a matrix stored by input reads memory a quarter faster than by output
-    (18.7 against 14.7 GB/s on a Zen 3 core); from 16 rows on it makes no difference.
-    """
-    if weight.device.type != "cpu" or weight.dtype != torch.float32:
-        return weight
-    return weight.t().contiguous().t()
 
 
 def _is_usual(layer: Any) -> bool:
@@ -184,9 +159,9 @@ def _is_usual(layer: Any) -> bool:
     return all(type(linear) is nn.Linear for linear in linears)
 
 
-def _norm(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+def _norm(module: Any, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
     """The module's RMS norm as one operation (the probe tells if it is something else)."""
     epsilon: float = getattr(module, "variance_epsilon", getattr(module, "eps", 1e-6))
-    weight: torch.Tensor = module.weight
+    weight: torch.Tensor = module.weight.to(dtype)
     shape = tuple(weight.shape)
     return lambda rows: F.rms_norm(rows, shape, weight, epsilon)

@@ -16,8 +16,9 @@ from helixnet.core.errors import CorruptCheckpoint, ModelError
 from helixnet.core.stage.pages import PAGE_TOKENS
 from helixnet.engine.attention import ATTENTION_NAME, attend
 from helixnet.engine.base import Progress
-from helixnet.engine.fused import PROBE_TOKENS, FusedLayer, column_wise, fuse, rotation_of
+from helixnet.engine.fused import PROBE_TOKENS, TOLERANCE, FusedLayer, fuse, rotation_of
 from helixnet.engine.kv import KvPool
+from helixnet.engine.products import Product, column_wise, widened
 from helixnet.engine.weights import architecture
 from helixnet.engine.weights.prepared import PreparedModel
 from helixnet.engine.weights.source import WeightSource
@@ -61,10 +62,18 @@ class LayeredModel:
         self._probe_pool = KvPool(manifest.kv_heads, manifest.head_dim, getattr(torch, manifest.dtype), device)
         self._embed: Callable[[torch.Tensor], torch.Tensor] = self._embed_as_written
         self._head: Callable[[torch.Tensor], torch.Tensor] = self._head_as_written
+        self._project: Product | None = None
+        """The head's matrix in a form of its own, where the one it is stored in is slow."""
+        self._freed: set[str] = set()
+        """Stored forms that nothing needs beside that."""
 
     def bytes_of(self, parts: Iterable[Part]) -> int:
-        """Memory the parts' tensors take together; a tied head counts once."""
-        return sum(self._described[name].bytes for name in {name for part in parts for name in self._names[part]})
+        """Memory the parts' tensors take together; a tied head counts once, unless it has a form of its own."""
+        names = {name for part in parts for name in self._names[part]}
+        twice = {"entry", "exit"} <= set(parts) and self._tied and self._projection_name is not None and self._is_slow
+        return sum(self._described[name].bytes for name in names) + (
+            self._described[self._projection_name].bytes if twice and self._projection_name else 0
+        )
 
     def read(
         self, parts: Iterable[Part], source: WeightSource, progress: Progress | None = None
@@ -73,7 +82,7 @@ class LayeredModel:
         from helixnet.engine.weights.convert import read_parameters
 
         parts = list(parts)
-        present = {name for part in self.held for name in self._names[part]}
+        present = {name for part in self.held for name in self._names[part]} - self._freed
         wanted = {name for part in parts for name in self._names[part]} - present
         total, done = sum(self._described[name].bytes for name in wanted), 0
         loaded: dict[str, torch.Tensor] = {}
@@ -95,6 +104,7 @@ class LayeredModel:
         """Give the parts the tensors that `read` brought; empties `loaded`."""
         parts = list(parts)
         self._assign(loaded)
+        self._freed -= loaded.keys()
         loaded.clear()  # so that fusing frees each layer's separate matrices as it joins them
         self.held.update(parts)
         self._choose_ends(parts)
@@ -108,6 +118,10 @@ class LayeredModel:
         kept = {name for part in self.held for name in self._names[part]}
         names = {name for part in gone for name in self._names[part]} - kept
         self._assign({name: self._described[name].without_memory() for name in names})
+        if "exit" in gone:
+            self._project, self._head = None, self._head_as_written
+        self._freed -= names
+        self._free_projection()
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """What layer 0 receives for `token_ids` [tokens]: [1, tokens, hidden_size]."""
@@ -212,15 +226,42 @@ class LayeredModel:
                 plain = self._model.get_input_embeddings()
                 self._embed = plain if torch.equal(plain(ids), self._embed_as_written(ids)) else self._embed_as_written
             if "exit" in parts:
-                size = self._model.config.hidden_size
-                probe = torch.linspace(-2, 2, PROBE_TOKENS * size, device=self._device)
-                probe = probe.view(1, PROBE_TOKENS, size).to(self._model.get_output_embeddings().weight.dtype)
-                same = torch.equal(self._head_plainly(probe), self._head_as_written(probe))
-                self._head = self._head_plainly if same else self._head_as_written
+                self._choose_head()
+        self._free_projection()
+
+    def _choose_head(self) -> None:
+        output = self._model.get_output_embeddings()
+        size = self._model.config.hidden_size
+        probe = torch.linspace(-2, 2, PROBE_TOKENS * size, device=self._device).view(1, PROBE_TOKENS, size)
+        probe = probe.to(output.weight.dtype)
+        expected = self._head_as_written(probe)
+        self._project = Product(output.weight, output.bias) if self._is_slow else None
+        tolerance = TOLERANCE[output.weight.dtype] if self._project is not None else 0.0
+        same = (self._head_plainly(probe) - expected).abs().max() <= tolerance * expected.abs().max()
+        self._head = self._head_plainly if same else self._head_as_written
+        if not same:
+            self._project = None
+
+    def _free_projection(self) -> None:
+        """The head's matrix as it was stored goes where nothing needs it."""
+        name = self._projection_name
+        copied = self._project is not None and self._project.is_copy
+        if copied and name is not None and not (self._tied and "entry" in self.held):
+            self._assign({name: self._described[name].without_memory()})
+            self._freed.add(name)
+
+    @property
+    def _is_slow(self) -> bool:
+        """Whether this device computes slowly with numbers as the model stores them."""
+        stored = self._probe_pool.k.dtype
+        return widened(self._device, stored) != stored
 
     def _head_plainly(self, hidden: torch.Tensor) -> torch.Tensor:
         norm = getattr(self._base, "norm", None)
-        logits: torch.Tensor = self._model.get_output_embeddings()(hidden if norm is None else norm(hidden))
+        rows = hidden if norm is None else norm(hidden)
+        if self._project is not None:
+            return self._project(rows[0].to(self._project.dtype))[None]
+        logits: torch.Tensor = self._model.get_output_embeddings()(rows)
         return logits
 
     def _embed_as_written(self, token_ids: torch.Tensor) -> torch.Tensor:

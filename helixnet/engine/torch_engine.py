@@ -13,10 +13,11 @@ import torch
 
 from helixnet.core.errors import HelixError, MemoryTooSmall, UsageError
 from helixnet.core.model import Manifest
+from helixnet.core.stage.pages import PAGE_TOKENS
 from helixnet.core.stage.work import Done, Work
 from helixnet.core.types import SESSION_ID_CHARS_MAX, BlockId, SessionId, Span, runs
 from helixnet.core.wire.activation import Activation
-from helixnet.engine.attention import Row, Step
+from helixnet.engine.attention import Row, Step, length_class
 from helixnet.engine.base import Progress
 from helixnet.engine.kv import KvPool, SessionKv
 from helixnet.engine.layered import LayeredModel, Part
@@ -24,6 +25,11 @@ from helixnet.engine.sampler import NO_HISTORY, Chosen, choose
 from helixnet.engine.weights.prepared import PreparedModel
 
 log = logging.getLogger("helixnet.engine")
+
+
+GATHER_PAGES = 1 << 30
+GATHER_PAGES_CPU = 32
+"""With more pages, a row's KV is better read where it is than copied: then a row's own overhead is the smaller part."""
 
 
 @dataclass(slots=True)
@@ -35,6 +41,12 @@ class _Item:
     kv: SessionKv
     hidden: torch.Tensor
     """[tokens, hidden_size]"""
+
+
+def _order(item: _Item) -> tuple[int, int]:
+    if item.work.tokens > 1:
+        return 1 << 30, item.index
+    return length_class(item.work.position // PAGE_TOKENS + 1), item.index
 
 
 class TorchEngine:
@@ -156,8 +168,8 @@ class TorchEngine:
         return [pair for item in items for pair in self._run_or_isolate([item])]
 
     def _run_together(self, items: list[_Item]) -> list[Done]:
-        # Single tokens first: attention handles them together.
-        ordered = sorted(items, key=lambda item: (item.work.tokens > 1, item.index))
+        # Single tokens first, those of like length side by side: attention handles them together.
+        ordered = sorted(items, key=_order)
         self._embed([item for item in ordered if item.work.token_ids is not None])
         cuts = sorted({cut for item in ordered for cut in (item.work.layers.start, item.work.layers.stop)})
         for start, stop in pairwise(cuts):
@@ -187,7 +199,7 @@ class TorchEngine:
         where = np.concatenate([np.arange(i.work.position, i.work.position + i.work.tokens) for i in items])
         positions = torch.from_numpy(where).to(self._device)[None]
         rows = [Row(item.kv, item.work.position, item.work.tokens) for item in items]
-        with Step(self._pool, segment, rows, gather=self._device.type != "cpu"):
+        with Step(self._pool, segment, rows, GATHER_PAGES_CPU if self._device.type == "cpu" else GATHER_PAGES):
             hidden = self._model.run_layers(segment.layers(), hidden, positions)
         for item, part in zip(items, hidden[0].split(lengths), strict=True):
             item.hidden = part

@@ -99,8 +99,7 @@ def test_sessions_of_one_batch_do_not_touch_each_other(
 ) -> None:
     """Three sessions of different lengths decode together while a fourth is prefilled in between."""
     model = tiny.model
-    if gather:
-        gather_decode_rows(monkeypatch)
+    gather_decode_rows(monkeypatch, 1 << 30 if gather else 0)
     engine = engine_with(model, Span(0, LAYERS))
     prompts = {f"s{n}": PROMPT[n : n + 3 + 4 * n] for n in range(3)} | {"late": PROMPT[::-1]}
     lines = {name: Pipeline([(engine, Span(0, LAYERS))], name, 40) for name in prompts}
@@ -234,12 +233,12 @@ def test_dropping_one_end_leaves_a_tied_model_whole(tiny: Tiny) -> None:
     assert pipeline.generate(PROMPT, NEW) == tiny.tokens(PROMPT)
 
 
-def gather_decode_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attend as on an accelerator, where decode rows are gathered."""
+def gather_decode_rows(monkeypatch: pytest.MonkeyPatch, pages: int) -> None:
+    """Attend as on an accelerator, where all decode rows are gathered, or one by one."""
     from helixnet.engine import torch_engine
     from helixnet.engine.attention import Step
 
-    monkeypatch.setattr(torch_engine, "Step", lambda pool, layers, rows, gather: Step(pool, layers, rows, True))
+    monkeypatch.setattr(torch_engine, "Step", lambda pool, layers, rows, _: Step(pool, layers, rows, pages))
 
 
 def test_sampling_is_not_asked_for_inside_a_prompt(tiny: Tiny) -> None:
