@@ -206,8 +206,8 @@ class Peer:
         return [self._announce_to(best.coordinator, now)]
 
     def measured(self, capability: Capability, now: float) -> list[Effect]:
-        """This peer knows what it can do: it may be planned now."""
-        self.capability = capability
+        """This peer knows what it can do: it may be planned now, with the memory it lends."""
+        self.capability, self.stage.memory_bytes = capability, capability.memory_bytes
         self.coordinator.news(now)
         return [*self._announce(now), *self._publish(now)]
 

@@ -218,7 +218,9 @@ def _make_engine(model: PreparedModel, settings: Settings, budget: int) -> tuple
     capability = measure(model, device, budget)
     threads = settings.threads or capability.threads
     engine = TorchEngine(model, device=device, memory_bytes=budget, threads=threads)
-    return msgspec.structs.replace(capability, threads=threads), engine
+    # Plans count weights as they are stored; where they take more, so much less is lent.
+    lent = int(budget / engine.weight_factor)
+    return msgspec.structs.replace(capability, threads=threads, memory_bytes=lent), engine
 
 
 async def _start_network(settings: Settings) -> tuple[Host, Directory]:

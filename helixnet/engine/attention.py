@@ -219,6 +219,13 @@ def _scores(
 ) -> torch.Tensor:
     """softmax(q k / ...) v, grouped query heads; `mask` is True where a token may look."""
     keys, values = keys.to(query.dtype), values.to(query.dtype)
+    if rule.softcap is None and rule.sinks is None and query.device.type == "cpu":
+        # The heads that share keys as so many more queries of one: keys are read once for all of them.
+        batch, heads, tokens, dim = query.shape
+        grouped = query.reshape(batch, keys.shape[1], -1, dim)
+        if mask is not None and tokens > 1:
+            mask = mask.repeat(heads // keys.shape[1], 1)
+        return F.scaled_dot_product_attention(grouped, keys, values, mask, scale=rule.scaling).view(query.shape)
     if rule.softcap is None and rule.sinks is None:
         return F.scaled_dot_product_attention(query, keys, values, mask, scale=rule.scaling, enable_gqa=True)
     batch, heads, tokens, dim = query.shape

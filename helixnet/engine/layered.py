@@ -18,7 +18,7 @@ from helixnet.engine.attention import ATTENTION_NAME, attend
 from helixnet.engine.base import Progress
 from helixnet.engine.fused import PROBE_TOKENS, TOLERANCE, FusedLayer, fuse, rotation_of
 from helixnet.engine.kv import KvPool
-from helixnet.engine.products import Product, column_wise, widened
+from helixnet.engine.products import Product, column_wise, packed_bytes, widened
 from helixnet.engine.weights import architecture
 from helixnet.engine.weights.prepared import PreparedModel
 from helixnet.engine.weights.source import WeightSource
@@ -69,11 +69,23 @@ class LayeredModel:
 
     def bytes_of(self, parts: Iterable[Part]) -> int:
         """Memory the parts' tensors take together; a tied head counts once, unless it has a form of its own."""
-        names = {name for part in parts for name in self._names[part]}
-        twice = {"entry", "exit"} <= set(parts) and self._tied and self._projection_name is not None and self._is_slow
-        return sum(self._described[name].bytes for name in names) + (
-            self._described[self._projection_name].bytes if twice and self._projection_name else 0
-        )
+        parts = set(parts)
+        total = sum(self._kept_bytes(name) for name in {name for part in parts for name in self._names[part]})
+        if self._is_slow and self._tied and {"entry", "exit"} <= parts and self._projection_name is not None:
+            total += self._described[self._projection_name].bytes  # the embedding beside the head
+        return total
+
+    @property
+    def weight_factor(self) -> float:
+        """What layers and head take in memory, by what they have as they are stored; at least 1."""
+        names = [name for part, each in self._names.items() if part != "entry" for name in each]
+        return max(1.0, sum(map(self._kept_bytes, names)) / sum(self._described[name].bytes for name in names))
+
+    def _kept_bytes(self, name: str) -> int:
+        """What a tensor takes in the form that is computed with."""
+        tensor = self._described[name]
+        packed = self._is_slow and len(tensor.shape) == 2 and (name == self._projection_name or _is_in_layer(name))
+        return max(tensor.bytes, packed_bytes(*tensor.shape)) if packed else tensor.bytes
 
     def read(
         self, parts: Iterable[Part], source: WeightSource, progress: Progress | None = None
@@ -278,6 +290,10 @@ class LayeredModel:
         with _layers_replaced(self._base, _Stand(hidden)):
             logits: torch.Tensor = self._model(inputs_embeds=hidden, position_ids=positions, use_cache=False).logits
         return logits
+
+
+def _is_in_layer(name: str) -> bool:
+    return architecture.layer_of(name) is not None
 
 
 class _Tensor:

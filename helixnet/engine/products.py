@@ -12,6 +12,8 @@ PACKED_FOR_ROWS = 16
 """The batch oneDNN's layout is chosen for; measured good from 1 row to 64."""
 HALF_MAX = 65504.0
 """Largest number that float16 has."""
+PACKED_AT_ONCE = 1 << 22
+"""Numbers of a matrix that are widened to be packed."""
 HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -32,10 +34,8 @@ class Product:
             packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR_ROWS)
             self._run = lambda rows: torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
         elif _halves(weight):
-            wide_bias = bias.float() if bias is not None else None
-            halved = torch.ops.quantized.linear_prepack_fp16(weight.float(), wide_bias)
             self.dtype = torch.float32
-            self._run = lambda rows: torch.ops.quantized.linear_dynamic_fp16(rows, halved)
+            self._run = _halved(weight, bias)
         else:
             self.is_copy = False
             self._run = lambda rows: F.linear(rows, weight, bias)
@@ -43,6 +43,22 @@ class Product:
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """`rows` [tokens, inputs] to [tokens, outputs]."""
         return self._run(rows)
+
+
+def _halved(weight: torch.Tensor, bias: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The product in FBGEMM's layout; of large matrices by parts, so that none is there in float32 as a whole."""
+    size = max(1, PACKED_AT_ONCE // weight.shape[1])
+    biases = bias.float().split(size) if bias is not None else [None] * -(-len(weight) // size)
+    pack, multiply = torch.ops.quantized.linear_prepack_fp16, torch.ops.quantized.linear_dynamic_fp16
+    parts = [pack(rows.float(), part) for rows, part in zip(weight.split(size), biases, strict=True)]
+    if len(parts) == 1:
+        return lambda rows: multiply(rows, parts[0])
+    return lambda rows: torch.cat([multiply(rows, part) for part in parts], dim=1)
+
+
+def packed_bytes(outputs: int, inputs: int) -> int:
+    """What a matrix takes in FBGEMM's layout: blocks of 512 inputs and 16 outputs, the last of them padded."""
+    return 2 * -(-outputs // 16) * 16 * -(-inputs // 512) * 512
 
 
 def column_wise(weight: torch.Tensor) -> torch.Tensor:

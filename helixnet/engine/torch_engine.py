@@ -21,6 +21,7 @@ from helixnet.engine.attention import Row, Step, length_class
 from helixnet.engine.base import Progress
 from helixnet.engine.kv import KvPool, SessionKv
 from helixnet.engine.layered import LayeredModel, Part
+from helixnet.engine.memory import given_back
 from helixnet.engine.sampler import NO_HISTORY, Chosen, choose
 from helixnet.engine.weights.prepared import PreparedModel
 
@@ -77,6 +78,11 @@ class TorchEngine:
         return self._manifest
 
     @property
+    def weight_factor(self) -> float:
+        """How many times as much memory as a checkpoint's own bytes loaded weights take here; at least 1."""
+        return self._model.weight_factor
+
+    @property
     def kv_tokens_free(self) -> int:
         """Tokens of one layer for which there is KV room now."""
         return self._pool.pages_free * self._pool.k.shape[1]
@@ -91,10 +97,11 @@ class TorchEngine:
         if not missing:
             return
         self._refuse_too_large(self._model.held | set(missing), span)
-        loaded = self._model.read(missing, self._prepared.source(), progress)
-        with self._running:
-            self._model.attach(missing, loaded)
-            self._fit_pool()
+        with given_back():
+            loaded = self._model.read(missing, self._prepared.source(), progress)
+            with self._running:
+                self._model.attach(missing, loaded)
+                self._fit_pool()
 
     def drop(self, keep: Span | None) -> None:
         kept = set(self._parts(keep)) if keep is not None else set()

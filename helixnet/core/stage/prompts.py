@@ -9,7 +9,7 @@ import msgspec
 from helixnet.core.stage.work import Work
 from helixnet.core.types import SessionId
 
-PIECE_TOKENS_MIN = 8
+PIECE_TOKENS_MIN = 4
 """A chunk is not cut into smaller pieces than this: the weights are read again for each."""
 
 _Line = dict[str, deque[Work]]

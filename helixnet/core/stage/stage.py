@@ -93,6 +93,8 @@ class StageMachine:
         """Prompt tokens of all sessions that have not run here yet."""
         self._decoding = 0
         """Sessions whose prompt has run here."""
+        self._elsewhere = 0
+        """Sessions that have other stages, too."""
         self._share = 0.0
         """Decode steps that would be in hand here if every session spent as long at each of its stages."""
         self._busy = 0.0
@@ -170,6 +172,7 @@ class StageMachine:
             return [Send(sender, wire.Refused(session=message.session, peer=self.me, code=code, reason=reason))]
         cached = taken * BLOCK_TOKENS
         self._share += 1 / len(message.pipeline)
+        self._elsewhere += len(message.pipeline) > 1
         self.sessions[message.session] = StageSession(
             session=message.session,
             pipeline=message.pipeline,
@@ -326,17 +329,19 @@ class StageMachine:
 
     @property
     def _beside(self) -> float:
-        """Tokens that each prompt in line may bring to a batch: what half a batch of decode steps costs."""
+        """Tokens that each prompt in line may bring to a batch: what the decode steps of a batch cost, or half of them
+        where a token may meet two pieces, the one that runs when it comes and the one beside it.
+        """
         if not self._decoding or not self._decode_s or not self._token_s:
             return inf
-        return self._decode_s / self._token_s / 2
+        return self._decode_s / self._token_s / (2 if self._elsewhere else 1)
 
     def done(self, outcome: BatchDone, now: float) -> list[Effect]:
         """Hand on what the engine made, one frame for each next hop and lane; start the next batch."""
         batch, self._running = self._running, ()
         self._count_busy(outcome.seconds, now)
         self._count_prompts(batch, outcome.seconds)
-        effects = self.pump()  # first of all: the engine should not wait for our sending
+        effects: list[Effect] = []
         onward: dict[tuple[PeerId, bool], _Onward] = {}
         sampled: dict[PeerId, list[wire.SampledItem]] = {}
         for work, result in zip(batch, outcome.results, strict=True):
@@ -361,11 +366,13 @@ class StageMachine:
                 items, rows = onward.get(way) or onward.setdefault(way, ([], []))
                 items.append(wire.StepItem(work.session, work.position, activation.tokens, work.wanted, work.decode))
                 rows.append(activation.data)
+        # Where a token goes round through this very stage, it comes back before anything else is started.
+        started = self.pump() if self.me not in sampled else []
         effects += [Send(entry, wire.Sampled(items=tuple(items))) for entry, items in sampled.items()]
         for (peer, decode), (items, rows) in onward.items():
             body = memoryview(rows[0] if len(rows) == 1 else b"".join(rows))
             effects.append(Send(peer, wire.Steps(items=tuple(items)), body, Lane.TOKEN if decode else Lane.PREFILL))
-        return effects
+        return started + effects
 
     def _count_busy(self, seconds: float, now: float) -> None:
         """A batch ended: so long it ran, and all the time since the last one is over."""
@@ -381,7 +388,7 @@ class StageMachine:
             return
         tokens = sum([work.tokens for work in prompts])
         self._prompt_token_s += SMOOTHING * (seconds / tokens - self._prompt_token_s)
-        beyond = max(MOMENT_S, seconds - self._decode_s) if len(prompts) < len(batch) else seconds
+        beyond = max(MOMENT_S, seconds - self._decode_s)  # reading the weights once takes as long for one as for many
         self._token_s += SMOOTHING * (beyond / tokens - self._token_s) if self._token_s else beyond / tokens
         for work in prompts:
             session = self.sessions.get(work.session)
@@ -412,6 +419,7 @@ class StageMachine:
             return []
         self._in_line -= session.prompt_left
         self._decoding -= not session.prompt_left
+        self._elsewhere -= len(session.pipeline) > 1
         self._share = self._share - 1 / len(session.pipeline) if self.sessions else 0.0
         self._batcher.forget(session_id)
         self.ledger.release(session_id)
