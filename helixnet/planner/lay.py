@@ -150,6 +150,8 @@ class _Laying:
         self.reach = int(self.option_length[self.option_good].max())
         self.exhaustive, self.work = order.share_min <= 0 and math.isinf(order.rate_max), 0
         self.pending = [_States() for _ in range(self.layers + 1)]
+        self.last = 0
+        """No state's first layer in want comes after it."""
         self.parents: list[Counts] = [np.array([-1])]
         self.choices: list[Counts] = [np.array([-1])]
         self.starts: list[int] = [0]
@@ -164,6 +166,8 @@ class _Laying:
         self.pending[0].add(self.kinds.counts()[None], np.zeros((1, self.reach)), none, none, np.zeros(1, dtype=int))
         reached, furthest = 0, 0
         for layer in range(self.layers if self.slack >= 0 else 0):
+            if layer > self.last:
+                break
             self.allowed = self._allowed_at(layer)
             while self.pending[layer].left:
                 left, supply, waste, rank, node = self._best(layer)
@@ -173,7 +177,8 @@ class _Laying:
             _, _, waste, _, node = self.pending[self.layers].take()
             reached, furthest = self.layers, int(node[np.argmin(waste)])
         spans, left_over = self._spans(furthest)
-        return Laid(spans, reached, left_over, self.exhaustive, self.work)
+        # Also who fails at once has taken time: tries end that are counted by their work alone.
+        return Laid(spans, reached, left_over, self.exhaustive, max(self.work, STEP_CELLS))
 
     def _best(self, layer: int) -> tuple[Counts, Matrix, Matrix, Matrix, Counts]:
         """The best states at a layer, best first, each once."""
@@ -260,6 +265,7 @@ class _Laying:
         self.parents.append(parents)
         self.choices.append(options)
         self.starts.append(layer)
+        self.last = max(self.last, layer + int(ahead.max()))
         for step in np.unique(ahead):
             here = ahead == step
             moved = np.zeros((int(here.sum()), self.reach))

@@ -187,3 +187,14 @@ def test_the_same_seed_lays_and_places_the_same_in_another_process() -> None:
         answers.append(subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, env=environment, timeout=50))
     assert answers[0] == answers[1]
     assert answers[0].count(b"Span(") > 6
+
+
+def test_a_try_that_fails_at_once_counts_as_work() -> None:
+    """Tries end when they have worked enough: in a swarm where each fails there would be no end to them."""
+    (problem,) = wide_swarms(1, 4, 12)
+    assert laid_at(problem, 1e9).work > 0
+    kinds = kinds_of(problem)
+    nowhere = np.zeros((len(kinds.members), 2), dtype=int)
+    order = Order(coverage_bound(problem) / 2, np.ones(len(kinds.members)), 20, 0.5, windows=nowhere)
+    laid = lay(problem, kinds, order, random.Random(1))
+    assert laid.reached == 0 and laid.work > 0
