@@ -64,7 +64,7 @@ def test_what_is_laid_has_the_flow_asked_for_as_far_as_it_reaches(share: float) 
         check(problem, laid, flow)
         whole = laid.reached == problem.layers
         assert whole == (coverage_of(problem, laid.spans) >= flow * (1 - 1e-8))
-        assert (laid.work > 0) == any(laid.spans)
+        assert laid.work > 0, "also where it fails at once"
         reached += whole
     assert reached >= 6 if share == 0.2 else reached == 0 if share > 1 else True
 
@@ -192,7 +192,6 @@ def test_the_same_seed_lays_and_places_the_same_in_another_process() -> None:
 def test_a_try_that_fails_at_once_counts_as_work() -> None:
     """Tries end when they have worked enough: in a swarm where each fails there would be no end to them."""
     (problem,) = wide_swarms(1, 4, 12)
-    assert laid_at(problem, 1e9).work > 0
     kinds = kinds_of(problem)
     nowhere = np.zeros((len(kinds.members), 2), dtype=int)
     order = Order(coverage_bound(problem) / 2, np.ones(len(kinds.members)), 20, 0.5, windows=nowhere)
