@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 DTYPE = "bfloat16"
+MEMORY_BYTES = 3_000_000_000
 CONTEXT_MAX = 4608
 BATCH_MAX = 32
 
@@ -38,17 +39,22 @@ def prompt(tokens: int, number: int) -> list[int]:
     return [1000 + (7919 * number + 31 * n) % 40_000 for n in range(tokens)]
 
 
+def an_engine() -> Any:
+    """TorchEngine on one thread; nothing is loaded yet."""
+    from helixnet.engine.torch_engine import TorchEngine
+    from helixnet.engine.weights.catalog import prepare
+
+    return TorchEngine(prepare(None, dtype=DTYPE), device="cpu", memory_bytes=MEMORY_BYTES, threads=1)
+
+
 class Ours:
     """TorchEngine, all layers."""
 
     def __init__(self, _: Path) -> None:
         from helixnet.core.types import Span
-        from helixnet.engine.torch_engine import TorchEngine
-        from helixnet.engine.weights.catalog import prepare
 
-        model = prepare(None, dtype=DTYPE)
-        self.whole = Span(0, model.manifest.layers)
-        self.engine = TorchEngine(model, device="cpu", memory_bytes=3_000_000_000, threads=1)
+        self.engine = an_engine()
+        self.whole = Span(0, self.engine.manifest.layers)
         self.engine.load(self.whole)
         self._rows: dict[Any, tuple[int, int]] = {}
         """Position and token of each session's next step."""

@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-DTYPE = "bfloat16"
+from engine_workers import MEMORY_BYTES, an_engine
+
 PREFIX, QUESTION = 1000, 24
 LONG_PROMPT = 4000
 ANSWERED = 1000
@@ -32,7 +33,7 @@ class OnePeer:
         self.engine, self.manifest = engine, manifest
         self.me, self.client = PeerId("me"), PeerId("client")
         self.pipeline = (Stage(self.me, Span(0, manifest.layers)),)
-        self.stage = StageMachine(self.me, manifest, 3_000_000_000, StageConfig())
+        self.stage = StageMachine(self.me, manifest, int(MEMORY_BYTES / engine.weight_factor), StageConfig())
         self.stage.set_held(engine.held(), engine.held())
         self.entry = EntryMachine(self.me, self.stage, EntryConfig())
         self.tokens: dict[str, list[float]] = {}
@@ -129,17 +130,14 @@ class OnePeer:
 def measures() -> dict[str, float]:
     """All of them."""
     from helixnet.core.types import Span
-    from helixnet.engine.torch_engine import TorchEngine
-    from helixnet.engine.weights.catalog import prepare
 
-    model = prepare(None, dtype=DTYPE)
-    engine = TorchEngine(model, device="cpu", memory_bytes=3_000_000_000, threads=1)
-    whole = Span(0, model.manifest.layers)
+    engine = an_engine()
+    whole = Span(0, engine.manifest.layers)
     engine.load(Span(0, 1))  # what is imported for it is not the weights
     engine.drop(None)
     before = _resident()
     engine.load(whole)
-    peak = (_peak() - before) / (engine.weight_factor * model.manifest.span_bytes(whole.start, whole.stop))
+    peak = (_peak() - before) / (engine.weight_factor * engine.manifest.span_bytes(whole.start, whole.stop))
     peer = OnePeer(engine)
     return {"load_peak": peak, **prefix(peer), **gaps(peer)}
 

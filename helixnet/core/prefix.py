@@ -33,9 +33,3 @@ def chain_of(salt: str, tokens: Sequence[int], known: Chain = ()) -> Chain:
 def blocks_before(tokens: int) -> int:
     """Of a prompt of so many tokens, how many blocks may be taken from elsewhere: its last token must be run."""
     return (tokens - 1) // BLOCK_TOKENS
-
-
-def shared(one: Chain, other: Chain) -> int:
-    """How many blocks two chains have in common."""
-    length = min(len(one), len(other))
-    return next((n for n in range(length, 0, -1) if one[n - 1] == other[n - 1]), 0)

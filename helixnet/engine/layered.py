@@ -84,7 +84,8 @@ class LayeredModel:
     def _kept_bytes(self, name: str) -> int:
         """What a tensor takes in the form that is computed with."""
         tensor = self._described[name]
-        packed = self._is_slow and len(tensor.shape) == 2 and (name == self._projection_name or _is_in_layer(name))
+        multiplies = name == self._projection_name or architecture.layer_of(name) is not None
+        packed = self._is_slow and multiplies and len(tensor.shape) == 2
         return max(tensor.bytes, packed_bytes(*tensor.shape)) if packed else tensor.bytes
 
     def read(
@@ -290,10 +291,6 @@ class LayeredModel:
         with _layers_replaced(self._base, _Stand(hidden)):
             logits: torch.Tensor = self._model(inputs_embeds=hidden, position_ids=positions, use_cache=False).logits
         return logits
-
-
-def _is_in_layer(name: str) -> bool:
-    return architecture.layer_of(name) is not None
 
 
 class _Tensor:

@@ -44,10 +44,9 @@ class _Item:
     """[tokens, hidden_size]"""
 
 
-def _order(item: _Item) -> tuple[int, int]:
-    if item.work.tokens > 1:
-        return 1 << 30, item.index
-    return length_class(item.work.position // PAGE_TOKENS + 1), item.index
+def _order(item: _Item) -> tuple[bool, int, int]:
+    work = item.work
+    return work.tokens > 1, 0 if work.tokens > 1 else length_class(work.position // PAGE_TOKENS + 1), item.index
 
 
 class TorchEngine:

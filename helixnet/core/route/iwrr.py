@@ -58,21 +58,20 @@ class Iwrr(Generic[Item]):
 
     def take(self, item: Item, masked: Collection[Item] = ()) -> None:
         """Choose this one, whosever turn it is: the others come sooner for it. It must not be masked."""
-        weights = self._unmasked(masked)
-        total = sum(weights.values())
-        for other, weight in weights.items():
-            self._credit[other] += weight / total
-        self._credit[item] -= 1.0
+        self._settle(item, self._unmasked(masked), 1)
 
     def give_back(self, item: Item, masked: Collection[Item] = ()) -> None:
         """As if the item had not been chosen, when these were masked: it is among the first in line again."""
         weights = self._unmasked(masked)
-        if item not in weights:
-            return
+        if item in weights:
+            self._settle(item, weights, -1)
+
+    def _settle(self, item: Item, weights: Mapping[Item, float], turns: int) -> None:
+        """The item has had so many turns, and all of them earn their parts of these."""
         total = sum(weights.values())
         for other, weight in weights.items():
-            self._credit[other] -= weight / total
-        self._credit[item] += 1.0
+            self._credit[other] += turns * weight / total
+        self._credit[item] -= turns
 
     def _unmasked(self, masked: Collection[Item]) -> dict[Item, float]:
         return {item: weight for item, weight in self._weights.items() if item not in masked}

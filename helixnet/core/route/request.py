@@ -132,6 +132,8 @@ class Request:
         self._routes = routes
         self._new_session_id = session_ids
         self._config = config
+        self._blocks: Chain = ()
+        """The chain of the first of all tokens, as far as it was asked for."""
         self._masked: dict[PeerId, float] = {}
         self._too_small: set[PeerId] = set()
         """Who has no room for so many tokens, even alone."""
@@ -249,8 +251,9 @@ class Request:
 
     def _chain(self) -> Chain:
         """Of all tokens that there are, if what is computed of them may be used again."""
-        salt = self.spec.cache_salt
-        return () if salt is None else chain_of(salt, (*self.spec.prompt, *self.tokens))
+        if self.spec.cache_salt is not None:
+            self._blocks = chain_of(self.spec.cache_salt, (*self.spec.prompt, *self.tokens), self._blocks)
+        return self._blocks
 
     def _avoided(self, now: float) -> frozenset[PeerId]:
         return frozenset(peer for peer, until in self._masked.items() if until > now)

@@ -223,19 +223,13 @@ class StageMachine:
         Raises:
             RemoteProtocolError: the body is not what the items announce.
         """
-        row_bytes, tokens = self._row_bytes, 0
-        for item in message.items:
-            if item.tokens < 1 or item.position < 0:
-                raise RemoteProtocolError("a step has no tokens or a negative position")
-            tokens += item.tokens
-        if tokens * row_bytes != body.nbytes:
-            raise RemoteProtocolError("the activations are not as long as their frame announces")
+        self._check_rows(message, body)
         effects: list[Effect] = []
         dtype, width = self.manifest.dtype, self.manifest.hidden_size
         start, taken = 0, 0
         for item in message.items:
             session_id, tokens = item.session, item.tokens
-            stop = start + tokens * row_bytes
+            stop = start + tokens * self._row_bytes
             rows, start = body[start:stop], stop
             session = self.sessions.get(session_id)
             if session is None or session.previous_hop != sender:
@@ -263,6 +257,15 @@ class StageMachine:
         if taken:
             self.meter.count(sender, taken, now)
         return effects + self.pump()
+
+    def _check_rows(self, message: wire.Steps, body: memoryview) -> None:
+        tokens = 0
+        for item in message.items:
+            if item.tokens < 1 or item.position < 0:
+                raise RemoteProtocolError("a step has no tokens or a negative position")
+            tokens += item.tokens
+        if tokens * self._row_bytes != body.nbytes:
+            raise RemoteProtocolError("the activations are not as long as their frame announces")
 
     def submit(self, work: Work, now: float) -> list[Effect]:
         """Queue tokens at the first stage, for the entry. Call `pump` afterwards."""

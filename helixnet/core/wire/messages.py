@@ -432,35 +432,14 @@ def _out_of_bounds(message: Message) -> str:
         return "a session id is too long"
     match message:
         case Open():
-            if not 1 <= len(message.prompt) <= PROMPT_TOKENS_MAX or not 1 <= message.tokens_max <= PROMPT_TOKENS_MAX:
-                return "a prompt or token limit is out of bounds"
-            if len(message.stop_ids) > STOP_IDS_MAX or len(message.pipeline) > STAGES_MAX:
-                return "too many stop ids or stages"
-            if min(message.prompt) < 0:
-                return "a token id is negative"
-            if not 0 <= message.made < len(message.prompt):
-                return "a prompt has no token that was not made"
-            if len(message.cache_salt or "") > SALT_CHARS_MAX:
-                return "a salt is too long"
+            return _wrong_open(message)
         case Reserve():
-            if not 0 <= message.stage < len(message.pipeline) <= STAGES_MAX:
-                return "a reservation names a stage its pipeline does not have"
-            if not 1 <= message.prompt_tokens <= message.tokens_max <= 2 * PROMPT_TOKENS_MAX:
-                return "a reservation is out of bounds"
-            if not 0 <= message.made < message.prompt_tokens or len(message.prompt) not in (0, message.prompt_tokens):
-                return "a reservation's history is out of bounds"
-            if len(message.stop_ids) > STOP_IDS_MAX:
-                return "too many stop ids"
-            if len(message.owner) > SESSION_ID_CHARS_MAX:
-                return "an owner's word is too long"
-            if len(message.chain) > message.prompt_tokens // BLOCK_TOKENS:
-                return "a reservation has more blocks than its prompt"
-            return _is_no_chain(message.chain)
+            return _wrong_reserve(message)
         case Reserved() | Opened():
             if not 0 <= message.cached <= PROMPT_TOKENS_MAX:
                 return "more is cached than a prompt can have"
         case Release():
-            return _is_no_chain(message.chain)
+            return _wrong_chain(message.chain)
         case Steps() | Sampled():
             if len(message.items) > STEPS_MAX:
                 return "too many steps in one frame"
@@ -481,8 +460,37 @@ def _out_of_bounds(message: Message) -> str:
     return ""
 
 
-def _is_no_chain(chain: Chain) -> str:
-    """What is wrong with a chain; empty if nothing."""
+def _wrong_open(message: Open) -> str:
+    if not 1 <= len(message.prompt) <= PROMPT_TOKENS_MAX or not 1 <= message.tokens_max <= PROMPT_TOKENS_MAX:
+        return "a prompt or token limit is out of bounds"
+    if len(message.stop_ids) > STOP_IDS_MAX or len(message.pipeline) > STAGES_MAX:
+        return "too many stop ids or stages"
+    if min(message.prompt) < 0:
+        return "a token id is negative"
+    if not 0 <= message.made < len(message.prompt):
+        return "a prompt has no token that was not made"
+    if len(message.cache_salt or "") > SALT_CHARS_MAX:
+        return "a salt is too long"
+    return ""
+
+
+def _wrong_reserve(message: Reserve) -> str:
+    if not 0 <= message.stage < len(message.pipeline) <= STAGES_MAX:
+        return "a reservation names a stage its pipeline does not have"
+    if not 1 <= message.prompt_tokens <= message.tokens_max <= 2 * PROMPT_TOKENS_MAX:
+        return "a reservation is out of bounds"
+    if not 0 <= message.made < message.prompt_tokens or len(message.prompt) not in (0, message.prompt_tokens):
+        return "a reservation's history is out of bounds"
+    if len(message.stop_ids) > STOP_IDS_MAX:
+        return "too many stop ids"
+    if len(message.owner) > SESSION_ID_CHARS_MAX:
+        return "an owner's word is too long"
+    if len(message.chain) > message.prompt_tokens // BLOCK_TOKENS:
+        return "a reservation has more blocks than its prompt"
+    return _wrong_chain(message.chain)
+
+
+def _wrong_chain(chain: Chain) -> str:
     wrong = len(chain) > CHAIN_MAX or any(len(one) != HASH_BYTES for one in chain)
     return "a chain is too long or not of hashes" if wrong else ""
 
