@@ -144,6 +144,7 @@ class Vllm:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = "2"
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        os.environ["OMP_NUM_THREADS"] = "1"
         from vllm import LLM, SamplingParams
 
         self._params = SamplingParams
@@ -207,3 +208,7 @@ def serve(name: str, checkpoint: Path) -> int:
         getattr(worker, method)(*arguments)
         print(json.dumps(time.perf_counter() - began), file=answers, flush=True)
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(serve(sys.argv[1], Path(sys.argv[2])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import statistics
 import time
@@ -188,3 +189,7 @@ def _resident() -> int:
 def _peak() -> int:
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+
+
+if __name__ == "__main__":
+    print(json.dumps(measures()))

@@ -23,6 +23,10 @@ from helixnet.engine.kv import KvPool, SessionKv
 from helixnet.engine.products import widened
 
 ATTENTION_NAME = "helixnet"
+QUERIES_AT_ONCE = 128
+"""A prompt's tokens that attend together on a CPU: those before them need not look at the keys of those after them."""
+SLOW_COUNTS = {torch.float32: (3,), torch.bfloat16: (1, 3), torch.float16: (1, 3)}
+"""So many queries are better padded with one more: torch's kernel multiplies them one by one."""
 
 _running = threading.local()
 
@@ -198,8 +202,16 @@ def _attend_row(step: Step, layer: int, index: int, query: torch.Tensor, rule: R
         pages = torch.from_numpy(table).to(pool.k.device)
         keys = pool.k.index_select(0, pages).flatten(0, 1)[begin : row.length]
         values = pool.v.index_select(0, pages).flatten(0, 1)[begin : row.length]
-    mask = _row_mask(step, index, begin, rule.window)
-    return _scores(query, keys.transpose(0, 1)[None], values.transpose(0, 1)[None], mask, rule)
+    keys, values = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
+    if query.device.type != "cpu" or row.tokens <= QUERIES_AT_ONCE:
+        return _scores(query, keys, values, _row_mask(step, index, begin, 0, row.tokens, rule.window), rule)
+    outputs = []
+    for first in range(0, row.tokens, QUERIES_AT_ONCE):
+        last = min(row.tokens, first + QUERIES_AT_ONCE)
+        seen = slice(0, row.position + last - begin)
+        mask = _row_mask(step, index, begin, first, last, rule.window)
+        outputs.append(_scores(query[:, :, first:last], keys[:, :, seen], values[:, :, seen], mask, rule))
+    return torch.cat(outputs, dim=2)
 
 
 def _attend_group(step: Step, first: int, table: torch.Tensor, query: torch.Tensor, rule: Rule) -> torch.Tensor:
@@ -220,12 +232,17 @@ def _scores(
     """softmax(q k / ...) v, grouped query heads; `mask` is True where a token may look."""
     keys, values = keys.to(query.dtype), values.to(query.dtype)
     if rule.softcap is None and rule.sinks is None and query.device.type == "cpu":
-        # The heads that share keys as so many more queries of one: keys are read once for all of them.
+        # The heads that share keys as so many more queries of one: keys are read once for all of them. One or three
+        # queries take up to twice as long as two or four.
         batch, heads, tokens, dim = query.shape
         grouped = query.reshape(batch, keys.shape[1], -1, dim)
-        if mask is not None and tokens > 1:
-            mask = mask.repeat(heads // keys.shape[1], 1)
-        return F.scaled_dot_product_attention(grouped, keys, values, mask, scale=rule.scaling).view(query.shape)
+        count = grouped.shape[2]
+        if tokens > 1:
+            mask = mask.repeat(count // tokens, 1) if mask is not None else None
+        elif count in SLOW_COUNTS[query.dtype]:
+            grouped = F.pad(grouped, (0, 0, 0, 1))
+        mixed = F.scaled_dot_product_attention(grouped, keys, values, mask, scale=rule.scaling)
+        return mixed[:, :, :count].reshape(query.shape)
     if rule.softcap is None and rule.sinks is None:
         return F.scaled_dot_product_attention(query, keys, values, mask, scale=rule.scaling, enable_gqa=True)
     batch, heads, tokens, dim = query.shape
@@ -246,16 +263,19 @@ def _scores(
     return mixed.view(batch, heads, tokens, dim)
 
 
-def _row_mask(step: Step, index: int, begin: int, window: int | None) -> torch.Tensor | None:
-    """[tokens, keys] of one row, causal and windowed; None where a single token sees all its keys."""
+def _row_mask(step: Step, index: int, begin: int, first: int, last: int, window: int | None) -> torch.Tensor | None:
+    """[tokens, keys] of the tokens `[first, last)` of a row and the keys from `begin` to the last of them, causal and
+    windowed; None where a single token sees all its keys.
+    """
     row = step.rows[index]
     if row.tokens == 1:
         return None
-    if (index, window) not in step.masks:
-        step.masks[index, window] = _causal(
-            torch.arange(row.position, row.length), torch.arange(begin, row.length), window
-        ).to(step.pool.k.device)
-    return step.masks[index, window]
+    key = index, first, window
+    if key not in step.masks:
+        start, stop = row.position + first, row.position + last
+        mask = _causal(torch.arange(start, stop), torch.arange(begin, stop), window)
+        step.masks[key] = mask.to(step.pool.k.device)
+    return step.masks[key]
 
 
 def _group_mask(step: Step, first: int, rows: int, keys: int, window: int | None) -> torch.Tensor:

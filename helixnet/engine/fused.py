@@ -22,7 +22,7 @@ from helixnet.engine.products import Product, column_wise
 
 PROBE_TOKENS = 5
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
-"""Largest difference to the module's own result, relative to the largest value: a few roundings."""
+"""How far a result may be from the module's, as `distance` measures it: a few roundings (0.6 to 1.2 % in bfloat16)."""
 
 
 class _Joined:
@@ -137,11 +137,15 @@ def fuse(
             got = fused.run(probe, rotation_of(*rotation))
     finally:
         pool.release(session)
-    difference = (got - expected).abs().max() / expected.abs().max()
-    if float(difference) > TOLERANCE[weight.dtype]:
+    if distance(got, expected) > TOLERANCE[weight.dtype]:
         return None
     fused.settle()
     return fused
+
+
+def distance(got: torch.Tensor, expected: torch.Tensor) -> float:
+    """How far two results are from one another, by the size of what was expected; all of their numbers count."""
+    return float((got.float() - expected.float()).norm() / expected.float().norm())
 
 
 def _is_usual(layer: Any) -> bool:

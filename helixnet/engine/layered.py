@@ -16,9 +16,9 @@ from helixnet.core.errors import CorruptCheckpoint, ModelError
 from helixnet.core.stage.pages import PAGE_TOKENS
 from helixnet.engine.attention import ATTENTION_NAME, attend
 from helixnet.engine.base import Progress
-from helixnet.engine.fused import PROBE_TOKENS, TOLERANCE, FusedLayer, fuse, rotation_of
+from helixnet.engine.fused import PROBE_TOKENS, TOLERANCE, FusedLayer, distance, fuse, rotation_of
 from helixnet.engine.kv import KvPool
-from helixnet.engine.products import Product, column_wise, packed_bytes, widened
+from helixnet.engine.products import Product, column_wise, has_own_form, kept_bytes
 from helixnet.engine.weights import architecture
 from helixnet.engine.weights.prepared import PreparedModel
 from helixnet.engine.weights.source import WeightSource
@@ -71,7 +71,7 @@ class LayeredModel:
         """Memory the parts' tensors take together; a tied head counts once, unless it has a form of its own."""
         parts = set(parts)
         total = sum(self._kept_bytes(name) for name in {name for part in parts for name in self._names[part]})
-        if self._is_slow and self._tied and {"entry", "exit"} <= parts and self._projection_name is not None:
+        if self._packs_head and self._tied and {"entry", "exit"} <= parts and self._projection_name is not None:
             total += self._described[self._projection_name].bytes  # the embedding beside the head
         return total
 
@@ -85,8 +85,9 @@ class LayeredModel:
         """What a tensor takes in the form that is computed with."""
         tensor = self._described[name]
         multiplies = name == self._projection_name or architecture.layer_of(name) is not None
-        packed = self._is_slow and multiplies and len(tensor.shape) == 2
-        return max(tensor.bytes, packed_bytes(*tensor.shape)) if packed else tensor.bytes
+        if not multiplies or len(tensor.shape) != 2:
+            return tensor.bytes
+        return kept_bytes(*tensor.shape, self._device, tensor.dtype)
 
     def read(
         self, parts: Iterable[Part], source: WeightSource, progress: Progress | None = None
@@ -248,9 +249,9 @@ class LayeredModel:
         probe = torch.linspace(-2, 2, PROBE_TOKENS * size, device=self._device).view(1, PROBE_TOKENS, size)
         probe = probe.to(output.weight.dtype)
         expected = self._head_as_written(probe)
-        self._project = Product(output.weight, output.bias) if self._is_slow else None
+        self._project = Product(output.weight, output.bias) if self._packs_head else None
         tolerance = TOLERANCE[output.weight.dtype] if self._project is not None else 0.0
-        same = (self._head_plainly(probe) - expected).abs().max() <= tolerance * expected.abs().max()
+        same = distance(self._head_plainly(probe), expected) <= tolerance
         self._head = self._head_plainly if same else self._head_as_written
         if not same:
             self._project = None
@@ -264,10 +265,10 @@ class LayeredModel:
             self._freed.add(name)
 
     @property
-    def _is_slow(self) -> bool:
-        """Whether this device computes slowly with numbers as the model stores them."""
+    def _packs_head(self) -> bool:
+        """Whether the head gets a form of its own. In float32 a layout of the stored one is as good (`column_wise`)."""
         stored = self._probe_pool.k.dtype
-        return widened(self._device, stored) != stored
+        return stored != torch.float32 and has_own_form(self._device, stored)
 
     def _head_plainly(self, hidden: torch.Tensor) -> torch.Tensor:
         norm = getattr(self._base, "norm", None)

@@ -20,20 +20,22 @@ HALVES = (torch.bfloat16, torch.float16)
 class Product:
     """`rows @ weight.T + bias`. `dtype` is what rows come and go in; `is_copy` if `weight` itself is not needed for it.
 
-    On CPUs there are three forms. float32 goes into oneDNN's own layout: on a Zen 3 core a layer's products take 1.0,
-    1.4, 1.9 and 2.5 ms for 1, 4, 8 and 16 rows in it, against 0.9, 2.1, 2.6 and 3.4 ms for the best ordinary layout:
-    decode batches are just that small. bfloat16 and float16, where the CPU cannot multiply them, go into FBGEMM's
-    layout of float16, which is multiplied in float32: half the memory of float32 in half the time of it (from 1 to 8
-    rows; as long from 32), where the ordinary product takes three times as long and more. All else is kept as it is.
+    On CPUs there are three forms. Numbers that the CPU multiplies (float32, and bfloat16 where it has instructions for
+    it) go into oneDNN's own layout: in float32 a layer's products take 1.0, 1.4, 1.9 and 2.5 ms for 1, 4, 8 and 16
+    rows on a Zen 3 core, against 0.9, 2.1, 2.6 and 3.4 ms in the best ordinary layout; in bfloat16 on a Zen 4 core half
+    as long for 1 to 8 rows, two thirds for 32, the same from 512. bfloat16 and float16, where the CPU cannot multiply
+    them, go into FBGEMM's layout of float16, which is multiplied in float32: half the memory of float32 in half the
+    time of it (from 1 to 8 rows; as long from 32), where the ordinary product takes three times as long and more. All
+    else is kept as it is.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self.dtype, self.is_copy = weight.dtype, True
         self._run: Callable[[torch.Tensor], torch.Tensor]
-        if _packs(weight):
+        if _packs(weight.device, weight.dtype):
             packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR_ROWS)
             self._run = lambda rows: torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
-        elif _halves(weight):
+        elif _halves(weight.device, weight.dtype) and float(weight.abs().max()) <= HALF_MAX:
             self.dtype = torch.float32
             self._run = _halved(weight, bias)
         else:
@@ -56,9 +58,17 @@ def _halved(weight: torch.Tensor, bias: torch.Tensor | None) -> Callable[[torch.
     return lambda rows: torch.cat([multiply(rows, part) for part in parts], dim=1)
 
 
-def packed_bytes(outputs: int, inputs: int) -> int:
-    """What a matrix takes in FBGEMM's layout: blocks of 512 inputs and 16 outputs, the last of them padded."""
-    return 2 * -(-outputs // 16) * 16 * -(-inputs // 512) * 512
+def has_own_form(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether products with such numbers there want the matrix in another layout than it is stored in."""
+    return _packs(device, dtype) or _halves(device, dtype)
+
+
+def kept_bytes(outputs: int, inputs: int, device: torch.device, dtype: torch.dtype) -> int:
+    """What a matrix takes that products are made with; FBGEMM has blocks of 512 inputs and 16 outputs, padded."""
+    stored = outputs * inputs * dtype.itemsize
+    if not _halves(device, dtype):
+        return stored
+    return max(stored, 2 * -(-outputs // 16) * 16 * -(-inputs // 512) * 512)
 
 
 def column_wise(weight: torch.Tensor) -> torch.Tensor:
@@ -77,17 +87,15 @@ def widened(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if device.type == "cpu" and dtype in HALVES and not _multiplies(dtype) else dtype
 
 
-def _packs(weight: torch.Tensor) -> bool:
-    """Whether oneDNN's own layout is to be had."""
-    plain = weight.device.type == "cpu" and weight.dtype == torch.float32
-    return plain and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+def _packs(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether oneDNN's own layout is to be had, and as fast as it can be."""
+    fast = device.type == "cpu" and widened(device, dtype) == dtype
+    return fast and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
 
 
-def _halves(weight: torch.Tensor) -> bool:
-    """Whether FBGEMM's float16 layout is to be had, and has all these numbers."""
-    wide = widened(weight.device, weight.dtype) != weight.dtype
-    known = "fbgemm" in torch.backends.quantized.supported_engines
-    return wide and known and float(weight.abs().max()) <= HALF_MAX
+def _halves(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether FBGEMM's float16 layout is to be had, and wanted."""
+    return widened(device, dtype) != dtype and "fbgemm" in torch.backends.quantized.supported_engines
 
 
 def _multiplies(dtype: torch.dtype) -> bool:

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from helixnet.core.stage.work import Work
 from helixnet.core.types import SessionId, Span
-from helixnet.engine.products import HALF_MAX, Product, widened
+from helixnet.engine import products
+from helixnet.engine.products import HALF_MAX, Product, has_own_form
 from helixnet.engine.torch_engine import TorchEngine
 from helixnet.engine.weights.catalog import prepare
 from helixnet.engine.weights.prepared import PreparedModel
@@ -22,6 +23,12 @@ MEMORY = 8_000_000
 ALL = Span(0, LAYERS)
 PROMPT = [5, 17, 99, 3, 42, 64, 7, 7, 120, 11, 23, 56, 31]
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=[False, True], ids=["this CPU", "a CPU without short arithmetic"], autouse=True)
+def without_short_arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param:
+        monkeypatch.setattr(products, "_multiplies", lambda _: False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -112,7 +119,7 @@ def test_ends_may_come_and_go_in_any_order_and_memory_is_counted(model: Prepared
 def test_a_head_that_is_stored_twice_is_stored_twice_only_where_both_forms_are_used(model: PreparedModel) -> None:
     engine = an_engine(model, Span(3, LAYERS))
     stored = engine._model._model.get_output_embeddings().weight
-    assert stored.is_meta == (widened(CPU, torch.bfloat16) != torch.bfloat16)
+    assert stored.is_meta == has_own_form(CPU, torch.bfloat16)
     engine.load(ALL)
     ids = torch.tensor([1, 2])
     assert torch.isfinite(engine._model.embed(ids)).all()
