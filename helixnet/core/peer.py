@@ -207,7 +207,8 @@ class Peer:
 
     def measured(self, capability: Capability, now: float) -> list[Effect]:
         """This peer knows what it can do: it may be planned now, with the memory it lends."""
-        self.capability, self.stage.memory_bytes = capability, capability.memory_bytes
+        self.capability = capability
+        self.stage.set_memory(capability.memory_bytes, capability.paging)
         self.coordinator.news(now)
         return [*self._announce(now), *self._publish(now)]
 

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 
 from helixnet.core.stage.pages import PAGE_TOKENS
 from helixnet.core.types import Span
-from helixnet.engine.kv import KvPool, SessionKv
+from helixnet.engine.kv import KvPool
+from helixnet.engine.page_table import SessionKv
 from helixnet.engine.products import widened
 
 ATTENTION_NAME = "helixnet"

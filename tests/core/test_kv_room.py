@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from helixnet.core.errors import Busy
 from helixnet.core.machine import Effect, ExtendKv, OpenKv, ReleaseKv
-from helixnet.core.stage.pages import PAGE_TOKENS, PageLedger, pages_for
+from helixnet.core.stage.pages import PageLedger, Paging
 from helixnet.core.stage.stage import StageMachine
 from helixnet.core.types import SessionId
 from helixnet.core.wire import messages as wire
@@ -20,7 +20,7 @@ from tests.core.one_stage import AHEAD_TOKENS, CLIENT, WHOLE, a_stage, refusal, 
 def test_room_grows_with_the_answer_and_is_given_back() -> None:
     stage = a_stage(pages=3 * 20)
     stage.reserve(CLIENT, reserve("s", prompt_tokens=10, tokens_max=300), 0.0)
-    assert stage.ledger.used == pages_for(WHOLE, 10 + AHEAD_TOKENS), "the prompt, and some ahead of it"
+    assert stage.ledger.used == Paging().pages(WHOLE, 10 + AHEAD_TOKENS), "the prompt, and some ahead of it"
     grown = grow_to(stage, "s", 10 + AHEAD_TOKENS + 1)
     assert [e.tokens for e in grown if isinstance(e, ExtendKv)] == [10 + 2 * AHEAD_TOKENS + 1]
     grown = grow_to(stage, "s", 300)
@@ -81,12 +81,20 @@ LEDGER_STEPS = st.lists(
 )
 
 
-@given(LEDGER_STEPS, st.sampled_from([0.5, 0.9, 1.0]))
-def test_pages_are_never_over_committed_and_never_leak(steps: list[tuple[str, int, int]], share: float) -> None:
+PAGINGS = (Paging(), Paging(32, by_layer=False), Paging(64, by_layer=False))
+
+
+@given(LEDGER_STEPS, st.sampled_from([0.5, 0.9, 1.0]), st.sampled_from(PAGINGS))
+def test_pages_are_never_over_committed_and_never_leak(
+    steps: list[tuple[str, int, int]], share: float, paging: Paging
+) -> None:
     """Against a dictionary that knows nothing but each session's tokens."""
-    ledger, naive, capacity = PageLedger(page_bytes=10), dict[SessionId, int](), 20
-    ledger.resize(205)
-    pages = {tokens: 3 * math.ceil(tokens / PAGE_TOKENS) for tokens in range(91)}
+    ledger, naive, capacity = PageLedger(10, paging), dict[SessionId, int](), 20
+    held = 7
+    page_bytes = 10 * paging.tokens * (1 if paging.by_layer else held)
+    ledger.resize(20 * page_bytes + 5, held)
+    rows = len(WHOLE) if paging.by_layer else 1
+    pages = {tokens: rows * math.ceil(tokens / paging.tokens) for tokens in range(91)}
     for step, number, tokens in steps:
         session = SessionId(str(number))
         used = sum(pages[held] for held in naive.values())
@@ -108,7 +116,7 @@ def test_pages_are_never_over_committed_and_never_leak(steps: list[tuple[str, in
             naive.pop(session, None)
         elif step == "resize":
             capacity = tokens
-            ledger.resize(10 * tokens + 5)
+            ledger.resize(page_bytes * tokens + 5, held)
         assert ledger.used == sum(pages[held] for held in naive.values())
         assert [ledger.tokens(SessionId(str(n))) for n in range(6)] == [
             naive.get(SessionId(str(n)), 0) for n in range(6)

@@ -14,7 +14,7 @@ from helixnet.core.errors import Busy, RemoteProtocolError
 from helixnet.core.machine import BatchDone, Effect, EvictKv, ExtendKv, OpenKv, ReleaseKv, RunBatch, SealKv
 from helixnet.core.prefix import BLOCK_TOKENS, HASH_BYTES, blocks_before, chain_of
 from helixnet.core.route.pipeline import Stage
-from helixnet.core.stage.pages import BLOCK_PAGES, PAGE_TOKENS, PageLedger
+from helixnet.core.stage.pages import PAGE_TOKENS, PageLedger, Paging
 from helixnet.core.stage.session import block_ids
 from helixnet.core.stage.stage import StageMachine
 from helixnet.core.stage.work import Done
@@ -101,7 +101,7 @@ def test_a_prompt_begins_where_another_that_began_alike_has_been() -> None:
     assert opened.begun == names[:2]
     for session in ("first", "second"):
         assert [type(effect) for effect in stage.release(SessionId(session))] == [ReleaseKv]
-    assert stage.ledger.used == 0 and stage.ledger.cached == 3 * 3 * BLOCK_PAGES
+    assert stage.ledger.used == 0 and stage.ledger.cached == 3 * 3 * Paging().block_pages
     assert stage.ledger.free_share == 1.0, "what nobody uses is free to take"
     assert opens(stage, "third", PROMPT[:128]) == 64, "the last token is always run"
 
@@ -139,7 +139,9 @@ def test_all_stages_begin_where_the_one_does_that_has_least() -> None:
     finish(stage, stage.pump())
     assert stage.sessions[SessionId("next")].next_position == 164
     stage.release(SessionId("next"))
-    assert stage.ledger.used == 0 and stage.ledger.cached == 3 * 3 * BLOCK_PAGES, "blocks that it did not use stay"
+    assert stage.ledger.used == 0 and stage.ledger.cached == 3 * 3 * Paging().block_pages, (
+        "blocks that it did not use stay"
+    )
 
 
 @pytest.mark.parametrize("position", [63, 100, 192])
@@ -159,7 +161,7 @@ def test_cached_blocks_go_when_their_pages_are_needed_the_longest_unused_first()
         opens(stage, name, tuple(range(ord(name), ord(name) + 200)))
         run(stage, name, 200)
         stage.release(SessionId(name))
-    assert stage.ledger.cached == 2 * 3 * 3 * BLOCK_PAGES
+    assert stage.ledger.cached == 2 * 3 * 3 * Paging().block_pages
     a = block_ids(PIPELINE, 0, chain_of("", tuple(range(ord("a"), ord("a") + 200))))
     evicted: list[BlockId] = []
     for effect in stage.reserve(CLIENT, reserve("long", prompt_tokens=300, tokens_max=310), 0.0):
@@ -174,7 +176,7 @@ def test_layers_that_come_or_go_take_the_room_of_what_is_cached() -> None:
     run(stage, "s", 200)
     stage.release(SessionId("s"))
     opens(stage, "t", PROMPT[:50])
-    stage.memory_bytes += stage.manifest.layer_bytes - 3 * 36 * stage.ledger.page_bytes
+    stage.memory_bytes += stage.manifest.layer_bytes - 3 * 36 * stage.ledger.page_bytes(held=0)
     kinds = [type(effect).__name__ for effect in stage.load(Span(0, 4))]
     assert kinds[:2] == ["Send", "EvictKv"] and kinds[-1] == "LoadSpan", "nothing is over-committed while it loads"
     assert stage.ledger.used + stage.ledger.cached <= stage.ledger.capacity == 12
@@ -233,31 +235,33 @@ STEPS = st.lists(
 class Naive:
     """What the ledger is compared with: sessions know their tokens and blocks, and nothing is counted on the way."""
 
-    def __init__(self) -> None:
+    def __init__(self, paging: Paging) -> None:
         self.sessions: dict[SessionId, tuple[int, list[BlockId]]] = {}
+        self.rows = len(WHOLE) if paging.by_layer else 1
+        self.block = self.rows * (BLOCK_TOKENS // paging.tokens)
+        self._page_tokens = paging.tokens
 
     def pages(self, tokens: int) -> int:
-        return len(WHOLE) * math.ceil(tokens / PAGE_TOKENS)
+        return self.rows * math.ceil(tokens / self._page_tokens)
 
     @property
     def used(self) -> int:
         """Of all sessions, what they share counted once."""
-        own = sum(
-            self.pages(tokens) - len(WHOLE) * BLOCK_PAGES * len(blocks) for tokens, blocks in self.sessions.values()
-        )
-        return own + len(WHOLE) * BLOCK_PAGES * len({one for _, blocks in self.sessions.values() for one in blocks})
+        own = sum(self.pages(tokens) - self.block * len(blocks) for tokens, blocks in self.sessions.values())
+        return own + self.block * len({one for _, blocks in self.sessions.values() for one in blocks})
 
 
 def name_of(topic: int, place: int) -> BlockId:
     return BlockId(f"{topic}/{place}".encode())
 
 
-@given(STEPS)
+@given(STEPS, st.sampled_from([Paging(), Paging(64, by_layer=False)]))
 def test_shared_pages_are_counted_once_and_go_when_nobody_uses_them(
-    steps: list[tuple[str, int, int, int]],
+    steps: list[tuple[str, int, int, int]], paging: Paging
 ) -> None:
-    ledger, naive = PageLedger(page_bytes=1), Naive()
-    ledger.resize(250)
+    ledger, naive = PageLedger(1, paging), Naive(paging)
+    page_bytes = paging.tokens * (1 if paging.by_layer else len(WHOLE))
+    ledger.resize(250 * naive.block // 12 * page_bytes, len(WHOLE))
     there: set[BlockId] = set()
     for step, number, tokens, topic in steps:
         session = SessionId(str(number))
@@ -294,7 +298,7 @@ def test_shared_pages_are_counted_once_and_go_when_nobody_uses_them(
             ledger.release(session)
             naive.sessions.pop(session, None)
         elif step == "resize":
-            ledger.resize(tokens)
+            ledger.resize(tokens * naive.block // 12 * page_bytes, len(WHOLE))
         elif step == "forget" and topic == 0:
             ledger.forget()
         gone_now = ledger.take_evicted()
@@ -302,7 +306,7 @@ def test_shared_pages_are_counted_once_and_go_when_nobody_uses_them(
         assert not in_use & set(gone_now) and set(gone_now) <= there
         there -= set(gone_now)
         assert ledger.used == naive.used and ledger.blocks == len(there)
-        assert ledger.cached == len(WHOLE) * BLOCK_PAGES * len(there - in_use)
+        assert ledger.cached == naive.block * len(there - in_use)
         assert not ledger.cached or ledger.used + ledger.cached <= ledger.capacity
     for session in list(naive.sessions):
         ledger.release(session)

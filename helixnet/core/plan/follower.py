@@ -134,7 +134,7 @@ class Follower:
         ends = (manifest.embedding_bytes if 0 in layers else 0) + (
             manifest.head_bytes if manifest.layers - 1 in layers else 0
         )
-        used = stage.ledger.used * stage.ledger.page_bytes
+        used = stage.ledger.used * stage.ledger.page_bytes(len(layers))
         return len(layers) * manifest.layer_bytes + ends + used <= stage.memory_bytes
 
     def _set_held(self, held: tuple[Span, ...]) -> None:

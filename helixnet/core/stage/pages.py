@@ -11,19 +11,48 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from helixnet.core.errors import Busy
 from helixnet.core.prefix import BLOCK_TOKENS
 from helixnet.core.types import BlockId, SessionId, Span
 
 PAGE_TOKENS = 16
-"""Tokens of one layer in a page; small enough that a short chat wastes little."""
-BLOCK_PAGES = BLOCK_TOKENS // PAGE_TOKENS
-"""Of each layer, in a block."""
+"""Tokens of one layer in a page, as our own engine has it; small enough that a short chat wastes little."""
 
 
-def pages_for(layers: Span, tokens: int) -> int:
-    """How many a session of so many tokens takes in these layers."""
-    return len(layers) * math.ceil(tokens / PAGE_TOKENS)
+class Paging(msgspec.Struct, frozen=True):
+    """How an engine divides its KV memory.
+
+    Raises:
+        ValueError: a block is not a whole number of pages.
+    """
+
+    tokens: int = PAGE_TOKENS
+    """In a page."""
+    by_layer: bool = True
+    """A page is of one layer. Otherwise of all that are held: a session that runs a few takes as much as one of all."""
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1 or BLOCK_TOKENS % self.tokens:
+            raise ValueError(f"a page has a part of {BLOCK_TOKENS} tokens, not {self.tokens}")
+
+    @property
+    def block_pages(self) -> int:
+        """Pages of one layer (or of all held) in a block."""
+        return BLOCK_TOKENS // self.tokens
+
+    def rows(self, layers: Span) -> int:
+        """How many pages a session has for each `tokens` of its tokens, if it runs these layers."""
+        return len(layers) if self.by_layer else 1
+
+    def pages(self, layers: Span, tokens: int) -> int:
+        """How many a session of so many tokens takes in these layers."""
+        return self.rows(layers) * math.ceil(tokens / self.tokens)
+
+
+BY_LAYER = Paging()
+"""How our own engine does it."""
 
 
 @dataclass(slots=True)
@@ -40,21 +69,19 @@ class _Held:
 @dataclass(slots=True)
 class _Block:
     layers: Span
+    pages: int
     users: int
-
-    @property
-    def pages(self) -> int:
-        return BLOCK_PAGES * len(self.layers)
 
 
 class PageLedger:
-    """Pages of one peer; a page is PAGE_TOKENS tokens in one layer.
+    """Pages of one peer, of whose tokens each takes `token_bytes` in one layer.
 
     The capacity changes when weights are loaded or dropped; what sessions hold stays theirs.
     """
 
-    def __init__(self, page_bytes: int) -> None:
-        self.page_bytes = page_bytes
+    def __init__(self, token_bytes: int, paging: Paging = BY_LAYER) -> None:
+        self.paging = paging
+        self._token_bytes = token_bytes
         self.capacity = 0
         self.used = 0
         """By sessions; what several of them share counts once."""
@@ -66,10 +93,14 @@ class PageLedger:
         """Who goes first comes first."""
         self._evicted: list[BlockId] = []
 
-    def resize(self, kv_bytes: int) -> None:
-        """Set the room for KV, in bytes; a negative number counts as none."""
-        self.capacity = max(0, kv_bytes) // self.page_bytes
+    def resize(self, kv_bytes: int, held: int) -> None:
+        """Set the room for KV, in bytes (a negative number counts as none), and how many layers are held."""
+        self.capacity = max(0, kv_bytes) // self.page_bytes(held)
         self._evict()
+
+    def page_bytes(self, held: int) -> int:
+        """What a page takes if so many layers are held."""
+        return self.paging.tokens * self._token_bytes * (1 if self.paging.by_layer else max(1, held))
 
     def reserve(
         self, session: SessionId, layers: Span, tokens: int, share_max: float = 1.0, begun: Sequence[BlockId] = ()
@@ -83,7 +114,7 @@ class PageLedger:
         """
         if session in self._held:
             raise Busy(f"session {session} is already open here")
-        own = pages_for(layers, tokens) - len(begun) * BLOCK_PAGES * len(layers)
+        own = self.paging.pages(layers, tokens) - len(begun) * self._block_pages(layers)
         pages = own + sum(block.pages for one in begun if not (block := self._blocks[one]).users)
         most = int(self.capacity * share_max) if self._held else self.capacity
         if self.used + pages > most:
@@ -94,6 +125,10 @@ class PageLedger:
         self.used += own
         self._evict()
 
+    def tokens_max(self, layers: Span) -> int:
+        """For how many tokens there is room in these layers, if nobody else is here."""
+        return self.paging.tokens * (self.capacity // self.paging.rows(layers))
+
     def tokens(self, session: SessionId) -> int:
         """For how many tokens the session has room; 0 if it is unknown."""
         held = self._held.get(session)
@@ -102,7 +137,7 @@ class PageLedger:
     def extend(self, session: SessionId, tokens: int) -> bool:
         """Make the session's room one for `tokens` tokens. False, and nothing has changed, if there is too little."""
         held = self._held[session]
-        more = pages_for(held.layers, tokens) - pages_for(held.layers, held.tokens)
+        more = self.paging.pages(held.layers, tokens) - self.paging.pages(held.layers, held.tokens)
         if self.used + more > self.capacity:
             return False
         self.used += more
@@ -140,7 +175,7 @@ class PageLedger:
             return False
         held = self._held[session]
         held.blocks[place] = block
-        self._blocks[block] = _Block(held.layers, users=1)
+        self._blocks[block] = _Block(held.layers, self._block_pages(held.layers), users=1)
         held.own -= self._blocks[block].pages
         return True
 
@@ -164,6 +199,9 @@ class PageLedger:
     def free_share(self) -> float:
         """Share of the pages that no session uses, 0 to 1."""
         return 0.0 if self.capacity <= 0 else max(0.0, 1.0 - self.used / self.capacity)
+
+    def _block_pages(self, layers: Span) -> int:
+        return self.paging.block_pages * self.paging.rows(layers)
 
     def _use(self, one: BlockId) -> None:
         block = self._blocks[one]

@@ -29,7 +29,7 @@ from helixnet.core.route.pipeline import check_pipeline
 from helixnet.core.sampling import History
 from helixnet.core.stage.batch import DECODE_BATCH_MAX, PREFILL_BUDGET_TOKENS, Batcher
 from helixnet.core.stage.meter import Meter
-from helixnet.core.stage.pages import PAGE_TOKENS, PageLedger, pages_for
+from helixnet.core.stage.pages import PageLedger, Paging
 from helixnet.core.stage.session import StageSession, block_ids
 from helixnet.core.stage.work import Work
 from helixnet.core.types import PeerId, SessionId, Span, runs
@@ -81,7 +81,7 @@ class StageMachine:
         self.held: tuple[Span, ...] = ()
         self.served: tuple[Span, ...] = ()
         self.draining = False
-        self.ledger = PageLedger(PAGE_TOKENS * manifest.kv_bytes)
+        self.ledger = PageLedger(manifest.kv_bytes)
         self.meter = Meter()
         self.sessions: dict[SessionId, StageSession] = {}
         self._config = config
@@ -110,17 +110,22 @@ class StageMachine:
 
     # --- what it holds -----------------------------------------------------------------------------
 
+    def set_memory(self, memory_bytes: int, paging: Paging) -> None:
+        """What the engine has for weights and KV, and how it divides that; to be set before anything is loaded."""
+        self.memory_bytes = memory_bytes
+        self.ledger = PageLedger(self.manifest.kv_bytes, paging)
+
     def set_held(self, held: tuple[Span, ...], served: tuple[Span, ...]) -> None:
         """The engine loaded or dropped layers: the rest of the memory is KV room."""
         self.held, self.served = held, served
-        self.ledger.resize(self.memory_bytes - self._weights(held))
+        self._give_to_kv(held)
 
     def load(self, span: Span) -> list[Effect]:
         """Have these layers loaded, too: from now on, what they take is no longer KV room."""
-        weights = self._weights(runs(layer for one in (*self.held, span) for layer in one.layers()))
+        held = runs(layer for one in (*self.held, span) for layer in one.layers())
         effects: list[Effect] = []
-        if weights <= self.memory_bytes:  # otherwise the engine says so, and nothing has changed
-            self.ledger.resize(self.memory_bytes - weights)
+        if self._weights(held) <= self.memory_bytes:  # otherwise the engine says so, and nothing has changed
+            self._give_to_kv(held)
             while self.ledger.used > self.ledger.capacity and self.sessions:
                 effects += self._preempt("layers that the plan moves here need its KV pages")
         return [*effects, *self._evicted(), LoadSpan(span)]
@@ -129,6 +134,10 @@ class StageMachine:
         """Have all layers outside `keep` dropped, and what is cached of them."""
         self.ledger.forget(keep)
         return [*self._evicted(), DropLayers(keep)]
+
+    def _give_to_kv(self, held: tuple[Span, ...]) -> None:
+        """What the weights of these layers leave."""
+        self.ledger.resize(self.memory_bytes - self._weights(held), sum(map(len, held)))
 
     def _weights(self, held: tuple[Span, ...]) -> int:
         return sum(self.manifest.span_bytes(span.start, span.stop) for span in held)
@@ -208,8 +217,8 @@ class StageMachine:
             return "draining", "this peer is leaving"
         if not any(span.holds(mine.layers) for span in self.served):
             return "not_held", f"layers {mine.layers} are not served here"
-        if self.held == self.served and pages_for(mine.layers, message.tokens_max) > self.ledger.capacity:
-            room = PAGE_TOKENS * (self.ledger.capacity // len(mine.layers))
+        room = self.ledger.tokens_max(mine.layers)
+        if self.held == self.served and message.tokens_max > room:
             return "too_long", f"{message.tokens_max} tokens, and this peer has KV room for {room} at most"
         if message.session in self.sessions or len(self.sessions) >= self._config.sessions_max:
             return "busy", "too many sessions"

@@ -6,6 +6,8 @@ import math
 
 import msgspec
 
+from helixnet.core.stage.pages import Paging
+
 BATCHES_MAX = 16
 
 
@@ -39,6 +41,8 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
     """Budget for weights and KV together."""
     threads: int = 1
     """CPU threads found to be fastest; 1 on a GPU."""
+    paging: Paging = Paging()
+    """How the engine divides its KV memory."""
 
     def __post_init__(self) -> None:
         for name, curve in (("decode", self.decode), ("prefill", self.prefill)):

@@ -1,0 +1,238 @@
+"""What engines have in common: who may run what, ragged batches by segments of layers, sampling."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from helixnet.core.errors import HelixError, UsageError
+from helixnet.core.model import Manifest
+from helixnet.core.stage.work import Done, Work
+from helixnet.core.types import SESSION_ID_CHARS_MAX, BlockId, SessionId, Span
+from helixnet.core.wire.activation import Activation
+from helixnet.engine.base import Progress
+from helixnet.engine.page_table import PageTable, SessionKv
+from helixnet.engine.sampler import NO_HISTORY, Chosen, choose
+
+log = logging.getLogger("helixnet.engine")
+
+
+@dataclass(slots=True)
+class Item:
+    """One `Work` that passed the checks, on its way through the layers."""
+
+    index: int
+    work: Work
+    kv: SessionKv
+    hidden: torch.Tensor
+    """[tokens] token ids before layer 0, [tokens, hidden_size] after any."""
+
+
+class StagedEngine:
+    """Implements `helixnet.engine.base.Engine`, but for the layers themselves: `held`, `load`, `drop`, and those below.
+
+    `_running` is held while layers run or change.
+    """
+
+    def __init__(self, manifest: Manifest, device: torch.device, pool: PageTable) -> None:
+        self._manifest = manifest
+        self._device = device
+        self._dtype: torch.dtype = getattr(torch, manifest.dtype)
+        self._running = threading.Lock()
+        self._pages = pool
+
+    @property
+    def manifest(self) -> Manifest:
+        return self._manifest
+
+    # --- for the engines ---------------------------------------------------------------------------
+
+    def held(self) -> tuple[Span, ...]:
+        """See Engine."""
+        raise NotImplementedError
+
+    def load(self, span: Span, progress: Progress | None = None) -> None:
+        """See Engine."""
+        raise NotImplementedError
+
+    def drop(self, keep: Span | None) -> None:
+        """See Engine."""
+        raise NotImplementedError
+
+    def _run_segment(self, segment: Span, items: list[Item]) -> None:
+        """Run items, in an order that `_order` gave, through layers that they all share: `hidden` is what comes out."""
+        raise NotImplementedError
+
+    def _logits(self, items: list[Item]) -> torch.Tensor:
+        """[items, vocab]: the model's logits for the last token of items that have left the last layer."""
+        raise NotImplementedError
+
+    def _order(self, items: list[Item]) -> list[Item]:
+        """The order in which a batch's items are best run."""
+        return items
+
+    # --- sessions ----------------------------------------------------------------------------------
+
+    def open(self, session: SessionId, layers: Span, tokens: int, begun: Sequence[BlockId] = ()) -> None:
+        if not any(span.holds(layers) for span in self.held()):
+            raise UsageError(f"this peer does not hold {layers}")
+        self._refuse_tokens(tokens)
+        if not 1 <= len(session) <= SESSION_ID_CHARS_MAX:
+            raise UsageError(f"a session id has 1 to {SESSION_ID_CHARS_MAX} characters")
+        with self._running:
+            self._pages.reserve(session, layers, tokens, begun)
+
+    def extend(self, session: SessionId, tokens: int) -> None:
+        if session not in self._pages.sessions:
+            raise UsageError(f"session {session} is not open here")
+        self._refuse_tokens(tokens)
+        with self._running:
+            self._pages.extend(session, tokens)
+
+    def seal(self, session: SessionId, blocks: Sequence[tuple[int, BlockId]]) -> None:
+        with self._running:
+            self._pages.seal(session, blocks)
+
+    def evict(self, blocks: Sequence[BlockId]) -> None:
+        with self._running:
+            self._pages.evict(blocks)
+
+    def release(self, session: SessionId) -> None:
+        with self._running:
+            self._pages.release(session)
+
+    # --- batches -----------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def run(self, batch: Sequence[Work]) -> list[Done]:
+        done: list[Done | None] = [None] * len(batch)
+        items: list[Item] = []
+        seen: set[SessionId] = set()
+        for index, work in enumerate(batch):
+            try:
+                if work.session in seen:
+                    raise UsageError("a session can be in a batch only once")
+                items.append(Item(index, work, self._check(work), self._input(work)))
+                seen.add(work.session)
+            except HelixError as error:
+                done[index] = Done(session=work.session, error=str(error))
+        with self._running:
+            for item, result in self._run_or_isolate(items):
+                done[item.index] = result
+        return [result for result in done if result is not None]
+
+    def _run_or_isolate(self, items: list[Item]) -> list[tuple[Item, Done]]:
+        """Run the items together; if the library fails, one by one, so that only the culprit gets the error."""
+        if not items:
+            return []
+        inputs = [item.hidden for item in items]
+        try:
+            return list(zip(items, self._run_together(items), strict=True))
+        except (RuntimeError, ValueError, IndexError) as error:
+            log.exception("a batch of %d failed", len(items))
+            if len(items) == 1:
+                return [(items[0], Done(session=items[0].work.session, error=f"the engine failed: {error}"))]
+        for item, hidden in zip(items, inputs, strict=True):
+            item.hidden = hidden
+        return [pair for item in items for pair in self._run_or_isolate([item])]
+
+    def _run_together(self, items: list[Item]) -> list[Done]:
+        ordered = self._order(items)
+        cuts = sorted({cut for item in ordered for cut in (item.work.layers.start, item.work.layers.stop)})
+        for start, stop in pairwise(cuts):
+            segment = Span(start, stop)
+            active = [item for item in ordered if item.work.layers.holds(segment)]
+            if active:
+                self._run_segment(segment, active)
+        results = self._results(items)
+        for item in items:
+            for layer in item.work.layers.layers():
+                item.kv.filled[layer] = item.work.position + item.work.tokens
+        return results
+
+    def _results(self, items: list[Item]) -> list[Done]:
+        """A sampled token, an activation or nothing for each item, in order."""
+        last = self._manifest.layers
+        sampled = [item for item in items if item.work.layers.stop == last and item.work.sample is not None]
+        tokens: dict[int, Chosen | str] = {}
+        if sampled:
+            rows = self._logits(sampled).float().cpu().numpy()
+            tokens = {item.index: _choose(item.work, row) for item, row in zip(sampled, rows, strict=True)}
+        results = []
+        for item in items:
+            session = item.work.session
+            token = tokens.get(item.index)
+            if isinstance(token, str):
+                results.append(Done(session=session, error=token))
+            elif token is not None:
+                results.append(Done(session=session, token_id=token.token_id, logprobs=token.logprobs))
+            elif item.work.layers.stop == last:
+                results.append(Done(session=session))
+            else:
+                results.append(Done(session=session, activation=self._activation(item.hidden)))
+        return results
+
+    # --- what comes in and goes out ------------------------------------------------------------------
+
+    def _check(self, work: Work) -> SessionKv:
+        """The session's KV, if `work` may run now. Raises UsageError otherwise."""
+        kv = self._pages.sessions.get(work.session)
+        if kv is None:
+            raise UsageError(f"session {work.session} is not open here")
+        if not kv.layers.holds(work.layers) or not any(span.holds(work.layers) for span in self.held()):
+            raise UsageError(f"session {work.session} was opened for {kv.layers}, not for {work.layers}")
+        behind = next((layer for layer in work.layers.layers() if kv.filled[layer] != work.position), None)
+        if behind is not None:
+            raise UsageError(f"position {work.position} is out of step: layer {behind} has {kv.filled[behind]} tokens")
+        if work.position + work.tokens > kv.tokens:
+            raise UsageError(f"session {work.session} has room for {kv.tokens} tokens and would get more")
+        return kv
+
+    def _input(self, work: Work) -> torch.Tensor:
+        """Token ids [tokens] for the first layer, hidden states [tokens, hidden_size] for any other."""
+        if (work.token_ids is None) == (work.activation is None) or (work.layers.start == 0) != (
+            work.token_ids is not None
+        ):
+            raise UsageError("work on layer 0 needs token ids, work on any other layer an activation")
+        if work.token_ids is not None:
+            if not work.token_ids or not all(0 <= token < self._manifest.vocab_size for token in work.token_ids):
+                raise UsageError(f"token ids must lie in [0, {self._manifest.vocab_size})")
+            return torch.tensor(work.token_ids, device=self._device)
+        activation = work.activation
+        assert activation is not None
+        if (activation.dtype, activation.hidden_size) != (self._manifest.dtype, self._manifest.hidden_size):
+            raise UsageError(
+                f"an activation of {self._manifest.hidden_size} x {self._manifest.dtype} is needed, "
+                f"not {activation.hidden_size} x {activation.dtype}"
+            )
+        # np.array: the frame it came in may be read-only and is not ours to keep.
+        raw = torch.from_numpy(np.array(np.frombuffer(activation.data, dtype=np.uint8)))
+        hidden = raw.view(self._dtype).view(activation.tokens, activation.hidden_size).to(self._device)
+        if not torch.isfinite(hidden).all():
+            raise UsageError("the activation holds infinite or undefined numbers")
+        return hidden
+
+    def _activation(self, hidden: torch.Tensor) -> Activation:
+        """The bytes of `hidden` without copying them (on a CPU)."""
+        raw = hidden.contiguous().cpu().view(torch.uint8).numpy()
+        return Activation(
+            dtype=self._manifest.dtype, tokens=hidden.shape[0], hidden_size=hidden.shape[1], data=raw.reshape(-1).data
+        )
+
+    def _refuse_tokens(self, tokens: int) -> None:
+        if not 1 <= tokens <= self._manifest.context_tokens:
+            raise UsageError(f"a session has 1 to {self._manifest.context_tokens} tokens, not {tokens}")
+
+
+def _choose(work: Work, row: np.ndarray) -> Chosen | str:
+    """The token that `work` asks for, from its logits; or what is wrong with them."""
+    assert work.sample is not None
+    if np.isnan(row).any():
+        return "the logits are not numbers; the request's activations overflowed"
+    return choose(work.sample, work.position + work.tokens, row, work.history or NO_HISTORY)
