@@ -156,7 +156,7 @@ class ToyEngine:
                 self.ends[work.session, position] = state
             else:
                 assert work.activation is not None
-                digest = bytes(memoryview(work.activation.data)[row * 32 : row * 32 + 32])
+                digest = bytes(work.activation.data[row * 32 : row * 32 + 32])
             for layer in work.layers.layers():
                 digest = hashlib.sha256(digest + bytes([layer])).digest()
             states.append(digest)
@@ -164,7 +164,9 @@ class ToyEngine:
         if work.layers.stop == LAYERS:
             token = int.from_bytes(states[-1][:2], "big") if work.sample is not None else None
             return Done(session=work.session, token_id=token)
-        return Done(session=work.session, activation=Activation("float32", work.tokens, 8, b"".join(states)))
+        return Done(
+            session=work.session, activation=Activation("float32", work.tokens, 8, memoryview(b"".join(states)))
+        )
 
 
 def toy_plan(snapshot: Snapshot) -> Placement | str:

@@ -19,6 +19,7 @@ HelixError                     anything we raise on purpose; the message tells a
 │   ├── AddressInUse           the port to listen on is taken
 │   ├── PeerGone               a peer died, left or stalled
 │   └── DeadlineExceeded       no answer in time
+├── EngineGone                 the process that computes ended, or hangs
 └── RemoteProtocolError        bytes from a stranger that break the protocol; costs them the connection
 ```
 """
@@ -116,6 +117,13 @@ class PeerGone(NetworkError):
 
 class DeadlineExceeded(NetworkError):
     """No answer came in time."""
+
+
+class EngineGone(HelixError):
+    """The process that computes ended, or does not answer: this peer cannot go on."""
+
+    definite = False
+    exit_code = 7
 
 
 class RemoteProtocolError(HelixError):

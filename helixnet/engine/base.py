@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from helixnet.core.model import Manifest
+from helixnet.core.stage.pages import Paging
 from helixnet.core.stage.work import Done, Work
 from helixnet.core.types import BlockId, SessionId, Span
 
@@ -22,6 +23,16 @@ class Engine(Protocol):
     @property
     def manifest(self) -> Manifest:
         """The model this engine was made for."""
+        ...
+
+    @property
+    def paging(self) -> Paging:
+        """How it divides its KV memory."""
+        ...
+
+    @property
+    def weight_factor(self) -> float:
+        """How many times as much memory loaded weights take as the checkpoint's own bytes; at least 1."""
         ...
 
     def held(self) -> tuple[Span, ...]:
@@ -59,6 +70,10 @@ class Engine(Protocol):
 
     def evict(self, blocks: Sequence[BlockId]) -> None:
         """Free sealed blocks that no session uses; unknown ones are ignored."""
+        ...
+
+    def fill(self, session: SessionId, tokens: int) -> None:
+        """Give an open session made-up tokens, for measuring; what it then puts out means nothing."""
         ...
 
     def run(self, batch: Sequence[Work]) -> list[Done]:

@@ -165,7 +165,7 @@ class _Bench:
         manifest = self._engine.manifest
         if self._span.start == 0:
             return Work(session=session, layers=self._span, position=position, token_ids=(0,) * tokens)
-        data = bytes(tokens * manifest.hidden_size * DTYPE_BYTES[manifest.dtype])
+        data = memoryview(bytes(tokens * manifest.hidden_size * DTYPE_BYTES[manifest.dtype]))
         activation = Activation(dtype=manifest.dtype, tokens=tokens, hidden_size=manifest.hidden_size, data=data)
         return Work(session=session, layers=self._span, position=position, activation=activation)
 

@@ -7,6 +7,7 @@ import torch
 
 from helixnet.core.stage.pages import BY_LAYER, PAGE_TOKENS
 from helixnet.core.types import SessionId
+from helixnet.engine.memory import zeros_when_touched
 from helixnet.engine.page_table import PageTable, SessionKv
 
 
@@ -95,8 +96,4 @@ class KvPool(PageTable):
 
     def _zeros(self, pages: int) -> torch.Tensor:
         shape = (pages, *self._tail)
-        if self._device.type != "cpu" or pages == 0:
-            return torch.zeros(shape, dtype=self._dtype, device=self._device)
-        # numpy asks the kernel for zero pages, which take memory when first written; torch would write them all now.
-        raw = np.zeros(int(np.prod(shape)) * self._dtype.itemsize, dtype=np.uint8)
-        return torch.from_numpy(raw).view(self._dtype).view(shape)
+        return zeros_when_touched(int(np.prod(shape)), self._dtype, self._device).view(shape)

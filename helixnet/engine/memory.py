@@ -1,10 +1,13 @@
-"""Memory that is freed while weights are loaded goes back to the system."""
+"""Memory of the system: taken when it is touched, given back when weights were loaded."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import numpy as np
+import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _SMALL, _LARGE = 256 << 10, 32 << 20
@@ -26,6 +29,14 @@ def given_back() -> Iterator[None]:
         libc.mallopt(_M_MMAP_THRESHOLD, _LARGE)
         libc.mallopt(_M_TRIM_THRESHOLD, 2 * _LARGE)
         libc.malloc_trim(0)
+
+
+def zeros_when_touched(count: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """So many zeros, flat; on a CPU they take memory only where they are written to, or read."""
+    if device.type != "cpu" or count == 0:
+        return torch.zeros(count, dtype=dtype, device=device)
+    # numpy asks the kernel for zero pages, which take memory when first written; torch would write them all now.
+    return torch.from_numpy(np.zeros(count * dtype.itemsize, dtype=np.uint8)).view(dtype)
 
 
 def _glibc() -> ctypes.CDLL | None:

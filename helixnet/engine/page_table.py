@@ -137,9 +137,12 @@ class PageTable:
             self._wipe(held.written(self.paging.tokens))
             self._free[held.own.reshape(-1)] = True
 
-    def resize(self, pages: int) -> None:
-        """Change how many pages there are; sessions and blocks keep their KV. Raises Busy if they would not fit."""
-        if pages == self._free.size:
+    def resize(self, pages: int, anew: bool = False) -> None:
+        """Change how many pages there are; sessions and blocks keep their KV. Raises Busy if they would not fit.
+
+        With `anew`, layers have come or gone: pages are made even if there are to be as many as before.
+        """
+        if pages == self._free.size and not anew:
             return
         if pages < self.pages_reserved:
             raise Busy(

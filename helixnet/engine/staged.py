@@ -13,6 +13,7 @@ import torch
 
 from helixnet.core.errors import HelixError, UsageError
 from helixnet.core.model import Manifest
+from helixnet.core.stage.pages import Paging
 from helixnet.core.stage.work import Done, Work
 from helixnet.core.types import SESSION_ID_CHARS_MAX, BlockId, SessionId, Span
 from helixnet.core.wire.activation import Activation
@@ -32,6 +33,8 @@ class Item:
     kv: SessionKv
     hidden: torch.Tensor
     """[tokens] token ids before layer 0, [tokens, hidden_size] after any."""
+    logits: torch.Tensor | None = None
+    """[vocab] for the last token, if the layers' own code makes them."""
 
 
 class StagedEngine:
@@ -51,7 +54,16 @@ class StagedEngine:
     def manifest(self) -> Manifest:
         return self._manifest
 
+    @property
+    def paging(self) -> Paging:
+        return self._pages.paging
+
     # --- for the engines ---------------------------------------------------------------------------
+
+    @property
+    def weight_factor(self) -> float:
+        """See Engine."""
+        raise NotImplementedError
 
     def held(self) -> tuple[Span, ...]:
         """See Engine."""
@@ -65,6 +77,10 @@ class StagedEngine:
         """See Engine."""
         raise NotImplementedError
 
+    def fill(self, session: SessionId, tokens: int) -> None:
+        """See Engine."""
+        raise NotImplementedError
+
     def _run_segment(self, segment: Span, items: list[Item]) -> None:
         """Run items, in an order that `_order` gave, through layers that they all share: `hidden` is what comes out."""
         raise NotImplementedError
@@ -72,6 +88,10 @@ class StagedEngine:
     def _logits(self, items: list[Item]) -> torch.Tensor:
         """[items, vocab]: the model's logits for the last token of items that have left the last layer."""
         raise NotImplementedError
+
+    def _boundaries(self) -> set[int]:
+        """Layers before which a segment always ends."""
+        return set()
 
     def _order(self, items: list[Item]) -> list[Item]:
         """The order in which a batch's items are best run."""
@@ -144,8 +164,9 @@ class StagedEngine:
 
     def _run_together(self, items: list[Item]) -> list[Done]:
         ordered = self._order(items)
-        cuts = sorted({cut for item in ordered for cut in (item.work.layers.start, item.work.layers.stop)})
-        for start, stop in pairwise(cuts):
+        cuts = {cut for item in ordered for cut in (item.work.layers.start, item.work.layers.stop)}
+        cuts |= {cut for cut in self._boundaries() if min(cuts) < cut < max(cuts)}
+        for start, stop in pairwise(sorted(cuts)):
             segment = Span(start, stop)
             active = [item for item in ordered if item.work.layers.holds(segment)]
             if active:

@@ -43,7 +43,6 @@ class TorchEngine(StagedEngine):
 
     @property
     def weight_factor(self) -> float:
-        """How many times as much memory as a checkpoint's own bytes loaded weights take here; at least 1."""
         return self._model.weight_factor
 
     @property
@@ -75,7 +74,6 @@ class TorchEngine(StagedEngine):
             self._fit_pool()
 
     def fill(self, session: SessionId, tokens: int) -> None:
-        """Give an open session `tokens` made-up tokens, for measuring; what it then puts out means nothing."""
         self._pool.fill(session, tokens)
 
     def _order(self, items: list[Item]) -> list[Item]:

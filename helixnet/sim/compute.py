@@ -283,7 +283,7 @@ class Device:
             rows = bytearray(_ROW.pack(kv.state, layers.stop, filled) * tokens)
             for end, state in zip(ends, states, strict=True):
                 _ROW.pack_into(rows, (end - 1) * ROW_BYTES, state, layers.stop, work.position + end)
-            return Done(session=session, activation=Activation(self._dtype, tokens, self._width, rows))
+            return Done(session=session, activation=Activation(self._dtype, tokens, self._width, memoryview(rows)))
         if work.sample is None:
             return Done(session=session)
         return Done(session=session, token_id=next_token(kv.state, self._manifest.vocab_size))

@@ -130,7 +130,7 @@ def test_outputs_for_one_next_hop_share_one_frame() -> None:
     (run,) = stage.pump()
     assert isinstance(run, RunBatch) and len(run.batch) == 2
     results = tuple(
-        Done(session=work.session, activation=Activation("float32", 1, 8, bytes([n]) * ROW))
+        Done(session=work.session, activation=Activation("float32", 1, 8, memoryview(bytes([n]) * ROW)))
         for n, work in enumerate(run.batch)
     )
     (frame,) = (effect for effect in stage.done(BatchDone(results, 0.1), 0.1) if isinstance(effect, Send))

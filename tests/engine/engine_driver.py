@@ -75,7 +75,7 @@ def next_work(session: SessionId, span: Span, position: int, activation: Activat
             dtype=activation.dtype,
             tokens=activation.tokens,
             hidden_size=activation.hidden_size,
-            data=bytes(activation.data),
+            data=memoryview(bytes(activation.data)),
         ),
         sample=GREEDY if sample else None,
     )

@@ -45,7 +45,8 @@ def prompt(session: SessionId, *tokens: int, position: int = 0, layers: Span = A
 
 def activation(value: float = 0.0, hidden: int = HIDDEN, dtype: str = "float32") -> Activation:
     width = {"float32": np.float32, "float16": np.float16}[dtype]
-    return Activation(dtype=dtype, tokens=1, hidden_size=hidden, data=np.full(hidden, value, dtype=width).tobytes())
+    data = memoryview(np.full(hidden, value, dtype=width).tobytes())
+    return Activation(dtype=dtype, tokens=1, hidden_size=hidden, data=data)
 
 
 def inner(session: SessionId, data: Activation, layers: Span = BACK) -> Work:

@@ -45,7 +45,7 @@ SMOOTHING = 0.1
 """Weight of the newest batch in what a prompt token costs."""
 
 
-_Onward = tuple[list[wire.StepItem], list[bytes | bytearray | memoryview]]
+_Onward = tuple[list[wire.StepItem], list[memoryview]]
 """What goes to one next hop in one lane, and its rows."""
 
 

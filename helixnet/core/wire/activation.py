@@ -17,13 +17,12 @@ class Activation(msgspec.Struct, frozen=True, eq=False):
     dtype: str
     tokens: int
     hidden_size: int
-    data: bytes | bytearray | memoryview
+    data: memoryview
 
     def __post_init__(self) -> None:
-        tokens, data = self.tokens, self.data
+        tokens = self.tokens
         expected = tokens * self.hidden_size * DTYPE_BYTES.get(self.dtype, 0)
         if tokens < 1 or expected < 1:
             raise ValueError(f"not an activation: {self.dtype!r}, {tokens} x {self.hidden_size}")
-        came = data.nbytes if isinstance(data, memoryview) else len(data)
-        if came != expected:
-            raise ValueError(f"an activation of {expected} bytes was announced, {came} came")
+        if self.data.nbytes != expected:
+            raise ValueError(f"an activation of {expected} bytes was announced, {self.data.nbytes} came")
