@@ -29,6 +29,7 @@ _COMMON: dict[str, Any] = {
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", "tie_word_embeddings": False},
+    "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
     "qwen3": {"model_type": "qwen3", "tie_word_embeddings": True},
     # Sliding and full layers alternate, each with its own rotary base; embeddings are scaled, logits capped.
     "gemma3": {
@@ -46,6 +47,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "final_logit_softcapping": 30.0,
         "attn_logit_softcapping": 20.0,
     },
+    "phi3": {"model_type": "phi3", "sliding_window": 8},
+    # Norms after attention and feed-forward instead of before, and over all heads together.
+    "olmo2": {"model_type": "olmo2", "tie_word_embeddings": False},
     "mistral": {"model_type": "mistral", "sliding_window": 6},
     "granite": {
         "model_type": "granite",
@@ -69,17 +73,23 @@ CHAT_TEMPLATE = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% en
 
 
 def write_checkpoint(
-    folder: Path, family: str = "llama", *, seed: int = 0, shard_bytes: int | None = None, dtype: str = "float32"
+    folder: Path,
+    family: str = "llama",
+    *,
+    seed: int = 0,
+    shard_bytes: int | None = None,
+    dtype: str = "float32",
+    **settings: Any,
 ) -> Path:
     """Write a random `family` checkpoint into `folder` (created): config, tokenizer, safetensors; returns `folder`.
 
-    `shard_bytes` splits the weights into several files with an index.
+    `shard_bytes` splits the weights into several files with an index; further settings are those of the config.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    settings = {**_COMMON, **FAMILIES[family]}
+    settings = {**_COMMON, **FAMILIES[family], **settings}
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from helixnet.core.errors import ManifestMismatch, MemoryTooSmall
+from helixnet.core.errors import EngineGone, ManifestMismatch, MemoryTooSmall
 from helixnet.core.machine import Event, Outcome
 from helixnet.core.model import Manifest
 from helixnet.core.peer import Peer, PeerFacts
@@ -24,12 +24,13 @@ from helixnet.daemon.compute import EngineThread
 from helixnet.daemon.config import Settings, home, parse_memory
 from helixnet.daemon.links import LinkKeeper
 from helixnet.daemon.planning import solve_in_worker
-from helixnet.engine.base import Engine
+from helixnet.engine.base import Engine, Progress
 from helixnet.net.base import Directory, Host
 from helixnet.net.driver import ComputeEffect, Driver, DriverConfig, Ports
 from helixnet.net.members import read_members
 
 if TYPE_CHECKING:
+    from helixnet.engine.choose import Choice
     from helixnet.engine.weights.prepared import PreparedModel
 
 OnEvent = Callable[[Event], None]
@@ -45,6 +46,8 @@ class PeerProcess:
         self.peer: Peer | None = None
         self._on_event = on_event
         self._stop = asyncio.Event()
+        self._gone: asyncio.Future[None]
+        """Fails when the engine's process ends."""
         self._compute = LateCompute()
 
     def ask_to_stop(self) -> None:
@@ -59,6 +62,7 @@ class PeerProcess:
         Raises:
             HelixError: anything that keeps this peer from serving, in a sentence.
         """
+        self._gone = asyncio.get_running_loop().create_future()
         model = await asyncio.to_thread(_prepare, self.settings)
         budget = await asyncio.to_thread(_memory_budget, self.settings, model.manifest)
         warm = asyncio.create_task(asyncio.to_thread(_import_engine))
@@ -101,8 +105,12 @@ class PeerProcess:
         running = [asyncio.create_task(driver.run()), asyncio.create_task(links.run())]
         running.append(asyncio.create_task(self._get_ready(model, budget, driver, warm)))
         try:
-            await self._until_stopped(running)
+            await self._until_stopped([*running, self._gone])
             await self._drain(driver)
+        except EngineGone:
+            # Nothing can be ended in good order; but the others need not find out by waiting.
+            driver.apply([*driver.peer.leave(time.monotonic()), *driver.peer.stop()])
+            raise
         finally:
             for task in running:
                 task.cancel()
@@ -111,15 +119,24 @@ class PeerProcess:
     async def _get_ready(self, model: PreparedModel, budget: int, driver: Driver, warm: asyncio.Task[None]) -> None:
         """Measure the device, make the engine; only then can this peer be planned."""
         await warm
-        capability, engine = await asyncio.to_thread(_make_engine, model, self.settings, budget)
-        self._compute.engine = EngineThread(engine, self._on_event)
-        self._emit("peer.measured", capability=capability)
+        loop = asyncio.get_running_loop()
+
+        def progress(done: int, total: int) -> None:
+            loop.call_soon_threadsafe(lambda: self._emit("peer.measuring", done=done, total=total))
+
+        choice, capability, engine = await asyncio.to_thread(_make_engine, model, self.settings, budget, progress)
+        self._compute.engine = EngineThread(engine, self._on_event, self._engine_gone)
+        self._emit("peer.measured", capability=capability, instead_of=choice.instead_of)
         driver.apply(driver.peer.measured(capability, time.monotonic()))
 
-    async def _until_stopped(self, running: list[asyncio.Task[None]]) -> None:
+    def _engine_gone(self, error: EngineGone) -> None:
+        if not self._gone.done():
+            self._gone.set_exception(error)
+
+    async def _until_stopped(self, running: list[asyncio.Future[None]]) -> None:
         """Wait for the stop signal; if a part of the peer fails first, fail with its error."""
         stop = asyncio.create_task(self._stop.wait())
-        parts: set[asyncio.Task[Any]] = set(running)
+        parts: set[asyncio.Future[Any]] = set(running)
         try:
             while not stop.done():
                 done, _ = await asyncio.wait({stop, *parts}, return_when=asyncio.FIRST_COMPLETED)
@@ -171,7 +188,7 @@ class ModelFiles:
         return True
 
 
-def _raise_first(task: asyncio.Task[Any]) -> None:
+def _raise_first(task: asyncio.Future[Any]) -> None:
     error = task.exception()
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
@@ -208,19 +225,20 @@ def _memory_budget(settings: Settings, manifest: Manifest) -> int:
     return budget
 
 
-def _make_engine(model: PreparedModel, settings: Settings, budget: int) -> tuple[Capability, Engine]:
-    """Measure the device (or read what was measured before) and make the engine that runs on it."""
-    from helixnet.engine.benchmark import measure
+def _make_engine(
+    model: PreparedModel, settings: Settings, budget: int, progress: Progress
+) -> tuple[Choice, Capability, Engine]:
+    """Measure the device (or read what was measured before) and make the engine that serves on it."""
+    from helixnet.engine.choose import Wish, choose
     from helixnet.engine.device import pick_device
-    from helixnet.engine.torch_engine import TorchEngine
 
     device = pick_device(settings.device)
-    capability = measure(model, device, budget)
-    threads = settings.threads or capability.threads
-    engine = TorchEngine(model, device=device, memory_bytes=budget, threads=threads)
+    wish = Wish(settings.engine, device, settings.threads, settings.vllm_python)
+    choice = choose(model, wish, budget, progress)
+    engine = choice.kind.make(model, device, budget, choice.capability.threads)
     # Plans count weights as they are stored; where they take more, so much less is lent.
     lent = int(budget / engine.weight_factor)
-    return msgspec.structs.replace(capability, threads=threads, memory_bytes=lent), engine
+    return choice, msgspec.structs.replace(choice.capability, memory_bytes=lent), engine
 
 
 async def _start_network(settings: Settings) -> tuple[Host, Directory]:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from helixnet.core.errors import HelixError
+from helixnet.core.errors import EngineGone, HelixError
 from helixnet.core.machine import (
     BatchDone,
     DropLayers,
@@ -37,9 +37,12 @@ class EngineThread:
     The queue is bounded by the stage machine: at most one batch and a few small effects per session.
     """
 
-    def __init__(self, engine: Engine, on_event: Callable[[Event], None]) -> None:
+    def __init__(
+        self, engine: Engine, on_event: Callable[[Event], None], on_gone: Callable[[EngineGone], None]
+    ) -> None:
         self.engine = engine
         self._on_event = on_event
+        self._on_gone = on_gone
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[tuple[ComputeEffect, Finish] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -50,9 +53,10 @@ class EngineThread:
         self._queue.put((effect, done))
 
     def close(self) -> None:
-        """End the thread after what is queued; waits a moment for it."""
+        """End the thread after what is queued, and the engine; waits a moment for it."""
         self._queue.put(None)
         self._thread.join(timeout=2.0)
+        self.engine.close()
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
@@ -60,7 +64,11 @@ class EngineThread:
             if isinstance(effect, LoadSpan):  # now, not before: what it takes the room of has been freed
                 threading.Thread(target=self._load, args=(effect, done), name="loader", daemon=True).start()
                 continue
-            outcome = self._carry_out(effect)
+            try:
+                outcome = self._carry_out(effect)
+            except EngineGone as error:
+                self._gone(error)
+                outcome = None
             if outcome is not None:
                 self._back(done, outcome)
 
@@ -91,6 +99,8 @@ class EngineThread:
         """Make room; whoever has none after all learns of it when its work is run."""
         try:
             room()
+        except EngineGone:
+            raise
         except HelixError as error:
             self._emit(Event("engine.refused", {"why": str(error)}))
 
@@ -98,6 +108,8 @@ class EngineThread:
         began = time.perf_counter()
         try:
             results = tuple(self.engine.run(effect.batch))
+        except EngineGone:
+            raise
         except Exception as error:
             # The engine promises never to raise; if it does all the same (a driver reset, out of
             # memory), the sessions must learn of it and go on elsewhere instead of waiting for ever.
@@ -110,11 +122,19 @@ class EngineThread:
         problem = ""
         try:
             self.engine.load(effect.span, lambda read, total: self._progress(effect, read, total))
+        except EngineGone as error:
+            self._gone(error)
+            return
         except (HelixError, OSError, RuntimeError) as error:
             problem = str(error) or type(error).__name__
         seconds = time.perf_counter() - began
         self._emit(Event("span.loaded", {"span": str(effect.span), "seconds": seconds, "problem": problem}))
         self._back(done, Loaded(self.engine.held(), problem))
+
+    def _gone(self, error: EngineGone) -> None:
+        """There is no outcome any more, of this or of anything: the peer is to end."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._on_gone, error)
 
     def _progress(self, effect: LoadSpan, read: int, total: int) -> None:
         self._emit(Event("span.loading", {"span": str(effect.span), "bytes": read, "of_bytes": total}))

@@ -24,6 +24,7 @@ import msgspec
 
 from helixnet.core.errors import ConfigError
 from helixnet.core.presets import PRESETS
+from helixnet.engine.kinds import WISHES
 
 MEMORY_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 ENV_PREFIX = "HELIXNET_"
@@ -41,6 +42,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     memory: str | None = None
     device: str = "auto"
     threads: int | None = None
+    engine: str = "auto"
+    vllm_python: str | None = None
+    """The Python that has vLLM, if it is not the one that runs the peer."""
     listen: tuple[str, ...] = ()
     announce: tuple[str, ...] = ()
     name: str = ""
@@ -52,6 +56,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,40}", self.network):
             raise ConfigError(f"A network's name is 1 to 40 letters, digits, dots and dashes, not {self.network!r}.")
+        if self.engine not in WISHES:
+            raise ConfigError(f"The engine is one of {', '.join(WISHES)}, not {self.engine!r}.")
         if self.preset not in PRESETS:
             raise ConfigError(f"The preset is one of {', '.join(PRESETS)}, not {self.preset!r}.")
         if self.threads is not None and not 1 <= self.threads <= 1024:

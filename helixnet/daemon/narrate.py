@@ -44,6 +44,7 @@ class Narrator:
         self._clock = clock
         self._live: Live | None = None
         self._loading = ""
+        self._measured_share = "measuring this machine"
         self._told_plan: object = None
         self._complained: dict[str, tuple[float, int]] = {}
         self._served_at = clock()
@@ -80,7 +81,7 @@ class Narrator:
         if stage.held:
             parts = ["layers " + ", ".join(span_words(span) for span in stage.held) + f" of {stage.manifest.layers}"]
         else:
-            parts = [self._loading or ("waiting for a plan" if peer.capability else "measuring this machine")]
+            parts = [self._loading or ("waiting for a plan" if peer.capability else self._measured_share)]
         if stage.held and self._loading:
             parts.append(self._loading)
         parts.append(rate(sum(observed.tokens_per_s for observed in stage.meter.rates(now))))
@@ -152,6 +153,14 @@ class Narrator:
             f"  one layer: {rate(found.decode_tokens_per_s(1))} decoding alone, {rate(best.tokens / best.seconds)} "
             f"{best.tokens} at a time, {rate(prefill)} reading prompts"
         )
+        if found.engine:
+            instead_of = data.get("instead_of")
+            self._say(f"  served by {found.engine}" + (f"; {instead_of}" if instead_of else ""))
+
+    def _measuring(self, data: dict[str, object]) -> None:
+        done, total = data.get("done"), data.get("total")
+        if isinstance(done, int) and isinstance(total, int) and total > 0:
+            self._measured_share = f"measuring this machine: {percent(done / total)}"
 
     def _coordinator(self, data: dict[str, object]) -> None:
         who = self._who(data.get("coordinator"))
@@ -226,6 +235,7 @@ def _complaint(template: str) -> Story:
 
 _STORIES: dict[str, Story] = {
     "peer.joined": Narrator._joined,
+    "peer.measuring": Narrator._measuring,
     "peer.measured": Narrator._measured,
     "peer.leaving": Narrator._leaving,
     "peer.left": Narrator._left,

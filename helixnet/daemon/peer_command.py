@@ -29,6 +29,10 @@ def add_peer_parser(commands: Commands) -> None:
     parser.add_argument(
         "--threads", type=int, metavar="N", help="CPU threads (default: the number measured as fastest)"
     )
+    parser.add_argument(
+        "--engine", metavar="E", help="auto, torch or vllm (default: auto, whichever is installed and faster here)"
+    )
+    parser.add_argument("--vllm-python", metavar="FILE", help="a Python that has vLLM, if this one has not")
     parser.add_argument("--dtype", metavar="T", help="float32, bfloat16 or float16; the same on every peer")
     parser.add_argument("--name", help="what people call this peer (default: this machine's name)")
     parser.add_argument("--listen", action="append", metavar="ADDR", help="where to listen; may be repeated")

@@ -87,3 +87,7 @@ class Engine(Protocol):
     def release(self, session: SessionId) -> None:
         """Free the session's KV but for sealed blocks; unknown sessions are ignored."""
         ...
+
+    def close(self) -> None:
+        """Free everything; nothing may be called after this."""
+        ...

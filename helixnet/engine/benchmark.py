@@ -1,4 +1,4 @@
-"""Measures what this machine can do, on real layers of the model; the result is cached."""
+"""Measures what a device does with real layers of the model, with the engine that is to serve; the result is cached."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -16,19 +17,17 @@ from filelock import FileLock
 from helixnet.core.errors import MemoryTooSmall
 from helixnet.core.model import DTYPE_BYTES, Manifest
 from helixnet.core.stage.work import Work
-from helixnet.core.swarm.capability import Capability, RatePoint
+from helixnet.core.swarm.capability import ENGINE_CHARS_MAX, Capability, RatePoint
 from helixnet.core.types import SessionId, Span
 from helixnet.core.wire.activation import Activation
-from helixnet.engine.base import Progress
-from helixnet.engine.device import describe_device, synchronize
-from helixnet.engine.torch_engine import TorchEngine
+from helixnet.engine.base import Engine, Progress
+from helixnet.engine.device import describe_device, driver_version, synchronize
+from helixnet.engine.kinds import Kind, torch_kind
 from helixnet.engine.weights.prepared import PreparedModel, cache_root
 
 DECODE_BATCHES = (1, 4, 16, 64)
 PREFILL_CHUNKS = (32, 128, 512)
 LAYERS_MEASURED_MAX = 4
-CACHE_BYTES = 48 * 1024 * 1024
-"""Layers are measured in a row until they exceed this: one small layer alone would be read from the CPU's cache."""
 DECODE_CONTEXT_TOKENS = 128
 """Tokens in KV when decode is measured: about half of a usual answer's context."""
 REPEATS = 5
@@ -37,137 +36,177 @@ POINT_BUDGET_S = 0.25
 THREADS_BUDGET_S = 0.15
 THREADS_GAIN_MIN = 1.1
 """More threads must be this much faster: on a shared machine a tie is lost by spinning."""
-LOCK_TIMEOUT_S = 60.0
+LOCK_TIMEOUT_S = 600.0
 MATMUL_SIZE = 768
 BANDWIDTH_BYTES = 256 * 1024 * 1024
+COOLING_BYTES = 64 * 1024 * 1024
+"""Read before each run on a CPU: a few layers alone would be read from its cache, where the others would not be."""
 
 
-def measure(
-    model: PreparedModel,
-    device: str,
-    memory_bytes: int,
-    *,
-    force: bool = False,
-    progress: Progress | None = None,
-) -> Capability:
-    """What `device` does with a layer of `model`; from the cache if it was measured before (unless `force`).
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is to be measured."""
 
-    Takes about 3 s on a CPU. Leaves torch's thread count at what was found fastest.
-    Raises MemoryTooSmall if not even one layer fits `memory_bytes`.
+    model: PreparedModel
+    device: str
+    memory_bytes: int
+    kind: Kind
+    threads: int | None = None
+    """CPU threads, if the user said how many; else as many as are fastest."""
+
+
+def measure(asked: Asked, *, force: bool = False, progress: Progress | None = None) -> Capability:
+    """What the device does with a layer of the model; from the cache if it was measured before (unless `force`).
+
+    Takes some 5 s on a CPU, twice that and the start of a process with vLLM. Leaves torch's thread count at what was
+    found fastest. Raises MemoryTooSmall if not even one layer fits the memory.
     """
-    path = _cache_file(model, device)
+    path = _cache_file(asked)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Peers that start together on one machine would measure each other: one measures, the others read.
-    with FileLock(path.with_suffix(".lock"), timeout=LOCK_TIMEOUT_S):
-        found = None if force else cached_capability(model, device)
+    with FileLock(path.parent / "measuring.lock", timeout=LOCK_TIMEOUT_S):
+        found = None if force else cached_capability(asked)
         if found is None:
-            found = _measure(model, device, memory_bytes, progress)
+            found = _measure(asked, progress or (lambda _done, _total: None))
             _remember(path, found)
-    if device == "cpu":
+    if asked.device == "cpu":
         torch.set_num_threads(found.threads)
-    return msgspec.structs.replace(found, memory_bytes=memory_bytes)
+    return msgspec.structs.replace(found, memory_bytes=asked.memory_bytes)
 
 
-def cached_capability(model: PreparedModel, device: str) -> Capability | None:
-    """What was measured before for this device, model and torch version, if anything."""
+def cached_capability(asked: Asked) -> Capability | None:
+    """What was measured before of this device, driver, model (dtype included) and engine, if anything."""
     try:
-        return msgspec.json.decode(_cache_file(model, device).read_bytes(), type=Capability)
+        return msgspec.json.decode(_cache_file(asked).read_bytes(), type=Capability)
     except (OSError, msgspec.MsgspecError):
         return None
 
 
-def _measure(model: PreparedModel, device: str, memory_bytes: int, progress: Progress | None) -> Capability:
-    manifest = model.manifest
-    if memory_bytes < manifest.layer_bytes:
+def _measure(asked: Asked, progress: Progress) -> Capability:
+    manifest, device = asked.model.manifest, asked.device
+    if asked.memory_bytes < manifest.layer_bytes:
         raise MemoryTooSmall(
-            f"{memory_bytes / 1e9:.2f} GB cannot hold one layer of {manifest.name} "
+            f"{asked.memory_bytes / 1e9:.2f} GB cannot hold one layer of {manifest.name} "
             f"({manifest.layer_bytes / 1e9:.2f} GB); give the peer more memory (--memory) or serve a smaller model"
         )
-    span = _measured_span(manifest, memory_bytes)
-    room = 2 * max(DECODE_BATCHES) * DECODE_CONTEXT_TOKENS + max(PREFILL_CHUNKS)
-    budget = manifest.span_bytes(span.start, span.stop) + len(span) * room * manifest.kv_bytes
-    engine = TorchEngine(model, device=device, memory_bytes=budget)
-    engine.load(span)
-    bench = _Bench(engine, device, span)
-    steps = len(DECODE_BATCHES) + len(PREFILL_CHUNKS) + 3
-    report = progress or (lambda _done, _total: None)
-    threads = _fastest_threads(bench) if device == "cpu" else 1
-    report(1, steps)
-    decode = []
-    for batch in DECODE_BATCHES:
-        decode.append(RatePoint(batch, bench.decode(batch)))
-        report(1 + len(decode), steps)
-    prefill = []
-    for chunk in (size for size in PREFILL_CHUNKS if size <= manifest.context_tokens):
-        prefill.append(RatePoint(chunk, bench.prefill(chunk)))
-        report(1 + len(decode) + len(prefill), steps)
+    chunks = [size for size in PREFILL_CHUNKS if size <= manifest.context_tokens] or [1]
+    steps = 3 + 2 * len(DECODE_BATCHES) + len(chunks)
+    ticks = iter(range(1, steps + 1))
+
+    def tick() -> None:
+        progress(next(ticks), steps)
+
+    threads = asked.threads or (_fastest_threads(asked) if device == "cpu" else 1)
+    tick()
+    with _Bench(asked, threads) as bench:
+        tick()
+        decode, fixed = [], []
+        for batch in DECODE_BATCHES:
+            all_s = bench.decode(batch, bench.span)
+            tick()
+            layer_s, besides_s = bench.apart(all_s, bench.decode(batch, bench.first))
+            tick()
+            decode.append(RatePoint(batch, layer_s))
+            fixed.append(besides_s)
+        prefill = []
+        batch_s = statistics.median(fixed)
+        for chunk in chunks:
+            prefill.append(RatePoint(chunk, bench.prefill(chunk, batch_s)))
+            tick()
+        paging = bench.engine.paging
     capability = Capability(
         device=describe_device(device, threads),
         matmul_flops=_matmul_flops(device, manifest.dtype),
         memory_bandwidth=_memory_bandwidth(device),
         decode=tuple(decode),
-        prefill=tuple(prefill) or (RatePoint(1, decode[0].seconds),),
-        memory_bytes=memory_bytes,
+        prefill=tuple(prefill),
+        memory_bytes=asked.memory_bytes,
         threads=threads,
+        batch_s=batch_s,
+        engine=asked.kind.version[:ENGINE_CHARS_MAX],
+        paging=paging,
     )
-    report(steps, steps)
+    tick()
     return capability
 
 
-def _measured_span(manifest: Manifest, memory_bytes: int) -> Span:
-    """Inner layers where there are any (no embedding, no head), as many as tell the truth and fit."""
-    wanted = min(LAYERS_MEASURED_MAX, -(-CACHE_BYTES // manifest.layer_bytes), memory_bytes // manifest.layer_bytes)
-    first = min(1, manifest.layers - 1)
-    return Span(first, first + max(1, min(wanted, manifest.layers - 1 - first)))
-
-
 class _Bench:
-    """Times layers of an engine with made-up activations, of which only the size matters; answers per layer."""
+    """Times layers of an engine with made-up activations, of which only the size matters."""
 
-    def __init__(self, engine: TorchEngine, device: str, span: Span) -> None:
-        self._engine, self._device, self._span = engine, device, span
+    def __init__(self, asked: Asked, threads: int, layers_max: int = LAYERS_MEASURED_MAX) -> None:
+        manifest = asked.model.manifest
+        self._device, self._manifest = asked.device, manifest
+        self.span = _measured_span(manifest, min(layers_max, asked.memory_bytes // manifest.layer_bytes))
+        self.first = Span(self.span.start, self.span.start + 1)
+        sessions = 2 * max(DECODE_BATCHES) * 2 * DECODE_CONTEXT_TOKENS + max(PREFILL_CHUNKS)
+        weights = manifest.span_bytes(self.span.start, self.span.stop)
+        budget = 2 * weights + len(self.span) * sessions * manifest.kv_bytes
+        self.engine: Engine = asked.kind.make(asked.model, asked.device, budget, threads)
+        self._cold = torch.ones(COOLING_BYTES // 4) if asked.device == "cpu" else None
+        self._began = 0
 
-    def decode(self, batch: int, budget_s: float = POINT_BUDGET_S) -> float:
-        """Seconds for one decode step of `batch` sessions, each with `DECODE_CONTEXT_TOKENS` tokens in KV."""
-        tokens = min(DECODE_CONTEXT_TOKENS, self._engine.manifest.context_tokens - REPEATS - 3)
-        sessions = [SessionId(f"bench-{index}") for index in range(batch)]
+    def __enter__(self) -> _Bench:
+        try:
+            self.engine.load(self.span)
+        except BaseException:
+            self.engine.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.engine.close()
+
+    def decode(self, batch: int, layers: Span, budget_s: float = POINT_BUDGET_S) -> float:
+        """Seconds of one decode step of `batch` sessions through `layers`, with `DECODE_CONTEXT_TOKENS` in KV each."""
+        tokens = min(DECODE_CONTEXT_TOKENS, self._manifest.context_tokens - REPEATS - 3)
+        sessions = [self._name() for _ in range(batch)]
         try:
             for session in sessions:
-                self._engine.open(session, self._span, tokens + REPEATS + 2)
-                self._engine.fill(session, tokens)
+                self.engine.open(session, layers, tokens + REPEATS + 2)
+                self.engine.fill(session, tokens)
             turns = iter(range(tokens, tokens + REPEATS + 1))
-            return self._median(lambda: self._steps(sessions, next(turns)), budget_s)
+            return self._median(lambda: self._step(sessions, layers, next(turns)), budget_s)
         finally:
             for session in sessions:
-                self._engine.release(session)
+                self.engine.release(session)
 
-    def prefill(self, chunk: int) -> float:
-        """Seconds for one prompt chunk of `chunk` tokens."""
+    def apart(self, all_s: float, first_s: float) -> tuple[float, float]:
+        """Seconds of a layer, and of what takes as long however many there are, from those of all and of one."""
+        if len(self.span) == 1:
+            return all_s, 0.0
+        layer_s = (all_s - first_s) / (len(self.span) - 1)
+        # Noise must not make layers faster than all of them together took, nor the rest of it negative.
+        layer_s = min(all_s / len(self.span), max(layer_s, all_s / len(self.span) / 2))
+        return layer_s, all_s - len(self.span) * layer_s
+
+    def prefill(self, chunk: int, batch_s: float) -> float:
+        """Seconds of a layer for one prompt chunk of `chunk` tokens; a batch takes `batch_s` besides."""
 
         def once() -> None:
-            session = SessionId("bench-prefill")
-            self._engine.open(session, self._span, chunk)
+            session = self._name()
+            self.engine.open(session, self.span, chunk)
             try:
-                self._run([self._work(session, 0, chunk)])
+                self._run([self._work(session, self.span, 0, chunk)])
             finally:
-                self._engine.release(session)
+                self.engine.release(session)
 
-        return self._median(once, POINT_BUDGET_S)
+        all_s = self._median(once, POINT_BUDGET_S)
+        return max(all_s - batch_s, all_s / 2) / len(self.span)
 
-    def _steps(self, sessions: list[SessionId], position: int) -> None:
-        self._run([self._work(session, position, 1) for session in sessions])
+    def _step(self, sessions: list[SessionId], layers: Span, position: int) -> None:
+        self._run([self._work(session, layers, position, 1) for session in sessions])
 
     def _run(self, batch: list[Work]) -> None:
-        for done in self._engine.run(batch):
+        for done in self.engine.run(batch):
             assert done.error is None, done.error
 
-    def _work(self, session: SessionId, position: int, tokens: int) -> Work:
-        manifest = self._engine.manifest
-        if self._span.start == 0:
-            return Work(session=session, layers=self._span, position=position, token_ids=(0,) * tokens)
+    def _work(self, session: SessionId, layers: Span, position: int, tokens: int) -> Work:
+        manifest = self._manifest
+        if layers.start == 0:
+            return Work(session=session, layers=layers, position=position, token_ids=(0,) * tokens)
         data = memoryview(bytes(tokens * manifest.hidden_size * DTYPE_BYTES[manifest.dtype]))
         activation = Activation(dtype=manifest.dtype, tokens=tokens, hidden_size=manifest.hidden_size, data=data)
-        return Work(session=session, layers=self._span, position=position, activation=activation)
+        return Work(session=session, layers=layers, position=position, activation=activation)
 
     def _median(self, once: Callable[[], None], budget_s: float) -> float:
         """Median seconds of up to `REPEATS` runs after a warm-up, fewer when the budget is spent."""
@@ -175,24 +214,40 @@ class _Bench:
         synchronize(self._device)
         taken: list[float] = []
         while not taken or (len(taken) < REPEATS and sum(taken) < budget_s):
+            if self._cold is not None:
+                self._cold.sum()
             began = time.perf_counter()
             once()
             synchronize(self._device)
             taken.append(time.perf_counter() - began)
-        return statistics.median(taken) / len(self._span)
+        return statistics.median(taken)
+
+    def _name(self) -> SessionId:
+        self._began += 1
+        return SessionId(f"bench-{self._began}")
 
 
-def _fastest_threads(bench: _Bench) -> int:
-    """The thread count with the fastest decode step; fewer win ties, for others use this machine too."""
+def _measured_span(manifest: Manifest, layers: int) -> Span:
+    """Inner layers where there are any (no embedding, no head), as many as fit."""
+    first = min(1, manifest.layers - 1)
+    return Span(first, first + max(1, min(layers, manifest.layers - 1 - first)))
+
+
+def _fastest_threads(asked: Asked) -> int:
+    """The thread count with the fastest decode step of our own engine; fewer win ties, for others use this machine too.
+
+    vLLM's process is started with so many.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     best, best_s = 1, float("inf")
     count = 1
-    while count <= cores:
-        torch.set_num_threads(count)
-        seconds = statistics.median(bench.decode(1, THREADS_BUDGET_S) for _ in range(3))
-        if seconds * (THREADS_GAIN_MIN if count > 1 else 1.0) < best_s:
-            best, best_s = count, seconds
-        count *= 2
+    with _Bench(Asked(asked.model, asked.device, asked.memory_bytes, torch_kind()), 1) as bench:
+        while count <= cores:
+            torch.set_num_threads(count)
+            seconds = statistics.median(bench.decode(1, bench.span, THREADS_BUDGET_S) for _ in range(3))
+            if seconds * (THREADS_GAIN_MIN if count > 1 else 1.0) < best_s:
+                best, best_s = count, seconds
+            count *= 2
     torch.set_num_threads(best)
     return best
 
@@ -223,8 +278,10 @@ def _best(once: Callable[[], object], device: str) -> float:
     return min(taken)
 
 
-def _cache_file(model: PreparedModel, device: str) -> Path:
-    key = "\n".join((device, describe_device(device, 1), model.manifest.hash, torch.__version__))
+def _cache_file(asked: Asked) -> Path:
+    device = asked.device
+    parts = (device, describe_device(device, 1), driver_version(device), asked.model.manifest.hash, asked.kind.version)
+    key = "\n".join((*parts, str(asked.threads or "")))
     return cache_root() / "capability" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 

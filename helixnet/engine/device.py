@@ -43,6 +43,15 @@ def describe_device(device: str, threads: int) -> str:
     return f"{_cpu_name()}, {threads} thread{'s' if threads != 1 else ''}"
 
 
+def driver_version(device: str) -> str:
+    """What stands between torch and the device, as far as it has a version of its own."""
+    if not device.startswith("cuda"):
+        return ""
+    nvidia = Path("/proc/driver/nvidia/version")
+    lines = nvidia.read_text().splitlines() if nvidia.is_file() else []
+    return f"{lines[0] if lines else ''} CUDA {torch.version.cuda} ROCm {torch.version.hip}"
+
+
 def default_memory_bytes(device: str) -> int:
     """A budget for weights and KV: `FREE_MEMORY_SHARE` of what is free on the device now."""
     if device.startswith("cuda"):

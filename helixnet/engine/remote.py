@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from helixnet.core.types import BlockId, SessionId, Span
 from helixnet.engine import calls
 from helixnet.engine.base import Progress
 from helixnet.engine.calls import Answer, Call, Channel
-from helixnet.engine.weights.prepared import PreparedModel
+from helixnet.engine.weights.prepared import PreparedModel, cache_root
 
 START_S = 300.0
 """Importing vLLM from a cold disk takes minutes."""
@@ -36,7 +37,8 @@ CALL_S = 120.0
 LOAD_S = 600.0
 """A load says something more often than this."""
 END_S = 5.0
-STDERR = 2
+LOGS_MAX = 20
+"""Of processes that did not end well; older ones go."""
 
 _Kind = TypeVar("_Kind")
 
@@ -74,7 +76,8 @@ class RemoteEngine:
         )
         ends = [socket.socketpair() for _ in range(2)]
         theirs = [one for _, one in ends]
-        self._process = _start(python or sys.executable, setup, theirs, _variables(device, threads))
+        self._log = _log_file()
+        self._process = _start(python or sys.executable, setup, theirs, _variables(device, threads), self._log)
         self._work, self._loads = (Channel(ours) for ours, _ in ends)
         self._working, self._loading = threading.Lock(), threading.Lock()
         with self._working:
@@ -129,11 +132,13 @@ class RemoteEngine:
         """End the process."""
         self._work.close()
         self._loads.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        try:
             self._process.wait(END_S)
-            return
-        self._process.kill()
-        self._process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(END_S)
+        if self._process.returncode == 0:
+            self._log.unlink(missing_ok=True)
 
     def _call(self, call: Call, kind: type[_Kind]) -> _Kind:
         with self._working:
@@ -159,8 +164,8 @@ class RemoteEngine:
     def _gone(self, why: str) -> EngineGone:
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = self._process.wait(0.2)
-            return EngineGone(f"the engine's process ended with exit code {code}; what it said stands above")
-        return EngineGone(f"the engine's process does not answer ({why})")
+            return EngineGone(f"the engine's process ended with exit code {code}; what it said is in {self._log}")
+        return EngineGone(f"the engine's process does not answer ({why}); what it said is in {self._log}")
 
 
 def _checked(answer: Answer, kind: type[_Kind]) -> _Kind:
@@ -169,24 +174,37 @@ def _checked(answer: Answer, kind: type[_Kind]) -> _Kind:
 
 
 def _start(
-    python: str, setup: calls.Setup, ends: Sequence[socket.socket], variables: Mapping[str, str]
+    python: str, setup: calls.Setup, ends: Sequence[socket.socket], variables: Mapping[str, str], log: Path
 ) -> subprocess.Popen[bytes]:
     numbers = [end.fileno() for end in ends]
     command = [python, "-m", "helixnet.engine.child", *map(str, numbers), msgspec.json.encode(setup).decode()]
     try:
-        return subprocess.Popen(
-            command,
-            pass_fds=numbers,
-            stdin=subprocess.DEVNULL,
-            stdout=STDERR,
-            env={**os.environ, **variables},
-            start_new_session=True,  # Ctrl-C is for the peer, which drains first
-        )
+        with log.open("wb") as file:
+            return subprocess.Popen(
+                command,
+                pass_fds=numbers,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **variables},
+                start_new_session=True,  # Ctrl-C is for the peer, which drains first
+            )
     except OSError as error:
         raise UsageError(f"{python} cannot be run ({error.strerror}); check --vllm-python") from error
     finally:
         for end in ends:
             end.close()
+
+
+def _log_file() -> Path:
+    """Where the process may say what it likes: libraries talk much, and the terminal is the peer's."""
+    folder = cache_root() / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in sorted(folder.glob("engine-*.log"), key=lambda one: one.stat().st_mtime)[:-LOGS_MAX]:
+        old.unlink(missing_ok=True)
+    handle, name = tempfile.mkstemp(prefix="engine-", suffix=".log", dir=folder)
+    os.close(handle)
+    return Path(name)
 
 
 def _variables(device: str, threads: int) -> dict[str, str]:

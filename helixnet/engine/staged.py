@@ -127,6 +127,9 @@ class StagedEngine:
         with self._running:
             self._pages.release(session)
 
+    def close(self) -> None:
+        self.drop(None)
+
     # --- batches -----------------------------------------------------------------------------------
 
     @torch.inference_mode()

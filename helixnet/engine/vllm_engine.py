@@ -193,17 +193,24 @@ class VllmEngine(StagedEngine):
             yield [(names[stored], tensor) for stored, tensor in source.read(sorted(names))]
 
     def _names(self, source: WeightSource) -> Iterator[tuple[str, str]]:
-        """As they are stored, and as vLLM knows them: by transformers' names, but for what is made of several."""
+        """As they are stored, and as vLLM knows them: the same, but for what a larger model calls its text decoder."""
+        names = list(source.shapes())
         if source.native_names:
-            yield from ((name, name) for name in source.shapes())
+            yield from zip(names, names, strict=True)
             return
         record, manifest = self._prepared.record, self._manifest
         model_class = architecture.load_class(record.modeling_module, manifest.architecture)
         config = model_class.config_class.from_dict(dict(self._prepared.config))
         skeleton = architecture.build_skeleton(model_class, config, manifest.dtype, "eager")
-        for target, group in convert.plan(source, skeleton).items():
+        plan = convert.plan(source, skeleton)
+        # The embedding has one name in all families that can be loaded here; what stands before it stands before all.
+        target = next(
+            name for name, value in skeleton.named_parameters() if value is skeleton.get_input_embeddings().weight
+        )
+        stored = plan[target].names[0]
+        for group in plan.values():
             for name in group.names:
-                yield name, name if group.converter else target
+                yield name, _renamed(name, stored, target)
 
     def _refuse_too_large(self, layers: set[int], span: Span) -> None:
         needed = self._weights(layers)
@@ -231,6 +238,13 @@ class VllmEngine(StagedEngine):
 def _row(item: Item, start: int, stop: int) -> Row:
     position = item.work.position + start
     return Row(item.work.session, item.kv.pages[0], position, item.hidden[start:stop])
+
+
+def _renamed(name: str, stored: str, target: str) -> str:
+    """A tensor's name if the one that is stored as `stored` is called `target`: at most their beginnings differ."""
+    while stored and target and stored[-1] == target[-1]:
+        stored, target = stored[:-1], target[:-1]
+    return target + name.removeprefix(stored)
 
 
 def _take(stage: VllmLayers, tensors: Tensors, name: str) -> None:

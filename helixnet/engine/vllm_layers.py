@@ -49,6 +49,7 @@ from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import parallel_state
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.model_loader.utils import initialize_model, process_weights_after_loading
+from vllm.model_executor.models import utils as model_utils
 from vllm.model_executor.models.utils import PPMissingLayer
 from vllm.sampling_params import SamplingParams
 from vllm.sequence import IntermediateTensors
@@ -66,6 +67,8 @@ PAGE_TOKENS = 64
 ROOM_TOKENS = 512
 """A session's array of token ids grows in steps of this, at least doubling."""
 HIDDEN = "hidden_states"
+TRIAL_PAGES = 4
+"""What it makes for a start: one session of a page, also with a sliding window."""
 PROMISED_BYTES = 1 << 40
 """What vLLM is told that there is for KV: it refuses models whose context it thinks does not fit."""
 _GREEDY = SamplingParams(temperature=0.0)
@@ -136,6 +139,8 @@ class VllmLayers:
             self._model = self._runner.model = initialize_model(vllm_config=self._config)
         self._runner.sync_and_gather_intermediate_tensors = self._inputs
         self._inner = self._layer_holder()
+        self._drop_ends(span.start == 0, span.stop == self._manifest.layers)
+        model_utils._model_to_pp_missing_layer_names.clear()  # kept by address, which may be that of one that has gone
         self._loaded: set[str] = set()
         self._attention: dict[int, Any] = {}
         self._kv: dict[int, torch.Tensor] = {}
@@ -257,6 +262,7 @@ class VllmLayers:
     def _introduce(self, row: Row, before: _Told | None) -> _Told:
         """The session is new to the runner, or has outgrown what it was told of it: then it ends, and begins anew."""
         size = max(ROOM_TOKENS, 2 * len(before.ids) if before is not None else 0, row.stop)
+        size = min(size, self._config.model_config.max_model_len)
         told = self._told[row.session] = _Told(np.zeros(size, dtype=np.int32), len(row.pages))
         if before is not None:
             told.ids[: len(before.ids)] = before.ids
@@ -287,17 +293,17 @@ class VllmLayers:
     @contextmanager
     def _building(self) -> Iterator[None]:
         """While modules are made and loaded, they ask globals which layers there are, and of which numbers."""
-        rank = _rank()
-        rank.be(self.span, self._manifest.layers)
-        rank.world_size = 1 if len(self.span) == self._manifest.layers else 3
-        rest = self._manifest.layers - self.span.stop
-        os.environ["VLLM_PP_LAYER_PARTITION"] = f"{self.span.start},{len(self.span)},{rest}"
+        rank, layers = _rank(), self._manifest.layers
+        rank.be(self.span, layers)
+        parts = [self.span.start, len(self.span), layers - self.span.stop] if len(self.span) < layers else [layers]
+        rank.rank_in_group, rank.world_size = len(parts) // 2, len(parts)
+        os.environ["VLLM_PP_LAYER_PARTITION"] = ",".join(map(str, parts))
         try:
             with set_default_torch_dtype(self._config.model_config.dtype), set_current_vllm_config(self._config):
                 yield
         finally:
             del os.environ["VLLM_PP_LAYER_PARTITION"]
-            rank.world_size = 1
+            rank.rank_in_group, rank.world_size = 0, 1
 
     def _layer_holder(self) -> Any:
         """The module that has the layers and says from which to which it runs."""
@@ -312,17 +318,18 @@ class VllmLayers:
         return holder
 
     def _make_kv_ready(self) -> None:
-        """Have vLLM choose its kernels and their KV layout, with two pages; ours take their place."""
+        """Have vLLM choose its kernels and their KV layout, with a few pages; ours take their place."""
         specs = self._runner.get_kv_cache_spec()
         layouts = [self._worker.get_supported_kv_cache_layouts()]
         self._worker.set_kv_cache_layout(resolve_kv_cache_layout(self._config, layouts, list(specs.values())).name)
         model, context = self._config.model_config, self._config.model_config.max_model_len
-        model.max_model_len = PAGE_TOKENS  # two pages are not enough for one session with all of its context
+        model.max_model_len = PAGE_TOKENS  # so few pages are not enough for one session with all of its context
         (found,) = get_kv_cache_configs(self._config, [specs], [PROMISED_BYTES])
         model.max_model_len = context
         if len(found.kv_cache_groups) != 1 or any(spec.block_size != PAGE_TOKENS for spec in specs.values()):
             raise ModelError(f"vLLM has no one KV layout for {self._manifest.architecture}; try --engine torch")
         self._runner.initialize_kv_cache(found)
+        self._runner.kv_caches.clear()
         context = self._config.compilation_config.static_forward_context
         for name in specs:
             layer = architecture.layer_of(name)
@@ -348,7 +355,7 @@ class _Rank:
     def __init__(self, group: Any) -> None:
         self._group = group
         self.is_first_rank = self.is_last_rank = True
-        self.rank_in_group, self.world_size = 1, 1
+        self.rank_in_group, self.world_size = 0, 1
 
     def be(self, segment: Span, layers: int) -> None:
         """Have a part of so many layers."""
@@ -419,7 +426,7 @@ def _config(model: PreparedModel, limits: Limits) -> VllmConfig:
         max_num_seqs=limits.sessions,
         max_num_batched_tokens=limits.batch_tokens,
         block_size=PAGE_TOKENS,
-        num_gpu_blocks_override=2,
+        num_gpu_blocks_override=TRIAL_PAGES,
         kv_cache_memory_bytes=PROMISED_BYTES,
         gpu_memory_utilization=0.05,  # asked for before anything is loaded; memory is counted by whoever owns this
         enforce_eager=True,  # compiled code does not look which layers it is to begin and end with

@@ -24,7 +24,7 @@ import numpy as np
 from helixnet.core.plan.plan import Prediction
 from helixnet.planner.bounds import proven_bound
 from helixnet.planner.flow import OUTSIDE, Edge, Routing, layers_run
-from helixnet.planner.problem import Matrix, Problem, Spans, Vector
+from helixnet.planner.problem import Matrix, PlanPeer, Problem, Spans, Vector, slowed
 
 BISECTIONS = 14
 """Enough for a ten-thousandth of the flow."""
@@ -82,7 +82,10 @@ def forecast(problem: Problem, spans: Spans, routing: Routing) -> Forecast:
     parts = _parts(spans, routing)
     sessions, tightest = _sessions(problem, spans, parts)
     hops_s, opening_s = _hops(problem, spans, routing)
-    decode_s = sum(part.layers * problem.peers[part.index].decode_s for part in parts)
+    peers = [problem.peers[part.index] for part in parts]
+    decode_s = sum(
+        part.layers * peer.decode_s + part.visits * peer.batch_s for part, peer in zip(parts, peers, strict=True)
+    )
     ceiling = flow / problem.flow_per_token
     load = _Load(problem, parts, routing, hops_s)
     saturated = load.saturated(ceiling, sessions)
@@ -204,8 +207,8 @@ class _Load:
 
     def __init__(self, problem: Problem, parts: list[_Part], routing: Routing, hops_s: float) -> None:
         self.problem, self.hops_s = problem, hops_s
-        self._stages = [(part.visits, *_as_one(problem.peers[part.index].batch_rate, part.segments)) for part in parts]
         peers = [problem.peers[part.index] for part in parts]
+        self._stages = [(part.visits, *_as_one(peer, part.segments)) for part, peer in zip(parts, peers, strict=True)]
         edges = [edge for edge in routing.edges if OUTSIDE not in edge]
         tails, heads = [edge[0] for edge in edges], [edge[1] for edge in edges]
         crossed = np.array([routing.edges[edge] for edge in edges]) / routing.tokens_per_s
@@ -213,8 +216,9 @@ class _Load:
         visits = np.array([part.visits for part in parts])
         layers = np.array([part.layers for part in parts])
         held = layers / visits
-        first_s = held * np.array([peer.piece_s for peer in peers])
-        rest_s = held * np.array([peer.prefill_s for peer in peers]) - first_s
+        batch_s = np.array([peer.batch_s for peer in peers])
+        first_s = held * np.array([peer.piece_s for peer in peers]) + batch_s
+        rest_s = held * np.array([peer.prefill_s - peer.piece_s for peer in peers]) + (problem.chunks - 1.0) * batch_s
         # One entry for each stage, then for each link: passes of a token, seconds of the first piece of a prompt, and
         # of all others together.
         self._passes = np.concatenate([visits, crossed])
@@ -256,16 +260,18 @@ class _Load:
         return low
 
 
-def _as_one(rates: tuple[float, ...], segments: tuple[tuple[float, int], ...]) -> tuple[float, Sequence[float]]:
+def _as_one(peer: PlanPeer, segments: tuple[tuple[float, int], ...]) -> tuple[float, Sequence[float]]:
     """As if all steps ran all layers: how many those are, and token-layers/s of them by batch size.
 
     All steps of a batch wait for its end, of whatever layers each has need. Where less than one of them needs a layer
     on average, the layer is run now and then.
     """
+    rates, batch_s = peer.batch_rate, peer.batch_s
     if len(segments) == 1:
-        return segments[0][1], rates
+        layers = segments[0][1]
+        return layers, [slowed(rate, n, batch_s, layers) for n, rate in enumerate(rates, 1)] if batch_s else rates
     batches, known = np.arange(1, len(rates) + 1), np.array(rates)
-    seconds = np.zeros(len(rates))
+    seconds = np.full(len(rates), batch_s)
     for share, layers in segments:
         there = np.maximum(1, np.rint(batches * share)).astype(np.intp)
         seconds += layers * there / known[there - 1] * np.minimum(1.0, batches * share)

@@ -81,6 +81,8 @@ class PlanPeer:
     """One layer, the first piece of that prompt: none is larger."""
     held: SpanOrNone
     """What it holds now."""
+    batch_s: float = 0.0
+    """A batch takes so much longer than its layers; in `capacity`, not in `batch_rate`."""
 
     def tokens_per_s(self, held: int) -> float:
         """The paper's T(k): tokens/s through all of the k layers held."""
@@ -260,14 +262,21 @@ def batch_rates(steps_s: Sequence[float] | Vector, extra_s: Vector) -> tuple[flo
     return tuple(np.maximum.accumulate(batches / (np.asarray(steps_s) + batches * extra_s)).tolist())
 
 
-def capacity(rates: Sequence[float], kv_token_layers: Sequence[int], whole_tokens: int) -> tuple[float, ...]:
+def capacity(
+    rates: Sequence[float], kv_token_layers: Sequence[int], whole_tokens: int, batch_s: float = 0.0
+) -> tuple[float, ...]:
     """Token-layers/s when k layers are held, by the KV room beside them, in the batches that this lets count on.
 
     A peer that runs k of L layers meets about k/L of the requests in flight at once, and KV lets kv / (k * session) of
     them in: kv / `whole_tokens`, what a request reserves in all layers. That depends on k only through the room left.
     """
     batches = np.clip(np.asarray(kv_token_layers) // whole_tokens, 1, len(rates))
-    return tuple([rates[batch - 1] for batch in batches.tolist()])
+    return tuple([slowed(rates[batch - 1], batch, batch_s, max(1, k)) for k, batch in enumerate(batches.tolist())])
+
+
+def slowed(rate: float, batch: int, batch_s: float, layers: float) -> float:
+    """Token-layers/s of a batch that runs so many layers at this rate, and takes `batch_s` longer than they do."""
+    return rate if not batch_s else batch / (batch / rate + batch_s / layers)
 
 
 def _read(curve: Sequence[RatePoint], asked: Vector) -> Vector:
@@ -298,7 +307,7 @@ def _plan_peer(view: PeerView, manifest: Manifest, work: Workload, session_token
     return PlanPeer(
         peer=view.peer,
         layers_max=_layers_max(capability.memory_bytes, manifest, session_tokens),
-        capacity=capacity(rates, kv, session_tokens * layers),
+        capacity=capacity(rates, kv, session_tokens * layers, capability.batch_s),
         kv_token_layers=tuple(kv),
         kv_first=-(-manifest.embedding_bytes // manifest.kv_bytes),
         kv_last=-(-manifest.head_bytes // manifest.kv_bytes),
@@ -307,6 +316,7 @@ def _plan_peer(view: PeerView, manifest: Manifest, work: Workload, session_token
         prefill_s=prefill_s,
         piece_s=seconds_at(capability.prefill, piece),
         held=view.held,
+        batch_s=capability.batch_s,
     )
 
 

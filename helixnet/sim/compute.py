@@ -62,7 +62,12 @@ def continuation(prompt: Sequence[int], count: int, vocab_size: int) -> list[int
 
 
 class Timing(Protocol):
-    """Seconds of one layer."""
+    """Seconds of one layer, and of a batch besides its layers."""
+
+    @property
+    def batch_s(self) -> float:
+        """However many layers it runs."""
+        ...
 
     def decode_s(self, steps: int) -> float:
         """For so many decode steps together."""
@@ -78,6 +83,7 @@ class Curves:
 
     def __init__(self, capability: Capability) -> None:
         self._capability = capability
+        self.batch_s = capability.batch_s
         self._decode: dict[int, float] = {0: 0.0}
         self._prefill: dict[int, float] = {0: 0.0}
 
@@ -102,6 +108,7 @@ class Tables:
 
     decode: Sequence[float]
     prefill: Sequence[float]
+    batch_s: float = 0.0
 
     def decode_s(self, steps: int) -> float:
         """See Timing."""
@@ -234,9 +241,10 @@ class Device:
             else:
                 prompt += work.tokens
         else:
-            return self.slowdown * (first.stop - first.start) * (timing.decode_s(decode) + timing.prefill_s(prompt))
+            layer_s = timing.decode_s(decode) + timing.prefill_s(prompt)
+            return self.slowdown * ((first.stop - first.start) * layer_s + timing.batch_s)
         ends = sorted({end for work in batch for end in (work.layers.start, work.layers.stop)})
-        seconds = 0.0
+        seconds = timing.batch_s
         for start, stop in pairwise(ends):
             there = [work for work in batch if work.layers.start <= start < work.layers.stop]
             decode = sum(work.decode for work in there)

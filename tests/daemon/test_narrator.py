@@ -6,6 +6,7 @@ import io
 from dataclasses import dataclass, field
 
 import pytest
+from msgspec.structs import replace
 from rich.console import Console
 
 from helixnet.core.machine import Event
@@ -88,6 +89,16 @@ def a_peer() -> Peer:
                 "  one layer: 400 tokens/s decoding alone, 4 000 tokens/s 64 at a time, 8 192 tokens/s reading prompts",
             ],
             id="measured",
+        ),
+        pytest.param(
+            "peer.measured",
+            {"capability": replace(CAPABILITY, engine="torch 9"), "instead_of": "vllm 8 takes 1.4 times as long"},
+            [
+                "measured AMD EPYC, 1 thread: 94.8 GFLOP/s, reads memory at 18.7 GB/s; lends 400 MB",
+                "  one layer: 400 tokens/s decoding alone, 4 000 tokens/s 64 at a time, 8 192 tokens/s reading prompts",
+                "  served by torch 9; vllm 8 takes 1.4 times as long",
+            ],
+            id="chosen",
         ),
         pytest.param(
             "coordinator.changed",

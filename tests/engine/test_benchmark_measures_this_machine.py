@@ -8,8 +8,9 @@ import torch
 
 from helixnet.core.errors import MemoryTooSmall, UsageError
 from helixnet.engine import benchmark
-from helixnet.engine.benchmark import cached_capability, measure
+from helixnet.engine.benchmark import Asked, cached_capability, measure
 from helixnet.engine.device import default_memory_bytes, describe_device, pick_device
+from helixnet.engine.kinds import Kind, torch_kind
 from helixnet.engine.weights.catalog import prepare
 from tests.tiny_models import write_checkpoint
 
@@ -23,48 +24,66 @@ def one_thread_again() -> Iterator[None]:
     torch.set_num_threads(1)
 
 
+def asked(folder: Path, memory: int = MEMORY, dtype: str | None = None, kind: Kind | None = None) -> Asked:
+    return Asked(prepare(str(folder), dtype=dtype), "cpu", memory, kind or torch_kind())
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, cache: Path) -> Path:
+    return write_checkpoint(tmp_path / "tiny")
+
+
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure the same points, each on less."""
-    for name, value in (("REPEATS", 1), ("CACHE_BYTES", 1), ("MATMUL_SIZE", 64), ("BANDWIDTH_BYTES", 1 << 20)):
+    for name, value in (("REPEATS", 1), ("COOLING_BYTES", 64), ("MATMUL_SIZE", 64), ("BANDWIDTH_BYTES", 1 << 20)):
         monkeypatch.setattr(benchmark, name, value)
 
 
 @pytest.mark.slow
-def test_a_whole_measurement_tells_speeds_a_machine_can_have(tmp_path: Path, cache: Path) -> None:
-    found = measure(prepare(str(write_checkpoint(tmp_path / "tiny"))), "cpu", MEMORY)
+def test_a_whole_measurement_tells_speeds_a_machine_can_have(tiny: Path) -> None:
+    found = measure(asked(tiny))
     assert 1e8 < found.memory_bandwidth < 1e13
     assert 1e8 < found.matmul_flops < 1e15
     assert all(0 < point.seconds < 5 for point in (*found.decode, *found.prefill))
+    assert 0 <= found.batch_s < 1
 
 
 @pytest.mark.usefixtures("hasty")
-def test_a_capability_is_measured_once_and_remembered(tmp_path: Path, cache: Path) -> None:
-    model = prepare(str(write_checkpoint(tmp_path / "tiny")))
-    assert cached_capability(model, "cpu") is None
+def test_a_capability_is_measured_once_and_remembered(tiny: Path) -> None:
+    assert cached_capability(asked(tiny)) is None
     seen: list[tuple[int, int]] = []
-    found = measure(model, "cpu", MEMORY, progress=lambda done, total: seen.append((done, total)))
+    found = measure(asked(tiny), progress=lambda done, total: seen.append((done, total)))
     assert [point.tokens for point in found.decode] == [1, 4, 16, 64]
-    assert all(point.tokens <= model.manifest.context_tokens for point in found.prefill)
+    assert all(point.tokens <= asked(tiny).model.manifest.context_tokens for point in found.prefill)
     assert found.threads == torch.get_num_threads() >= 1
-    assert seen[-1][0] == seen[-1][1]
-    again = measure(model, "cpu", 2 * MEMORY, progress=lambda *_: pytest.fail("measured again"))
+    assert found.engine.startswith("torch")
+    assert seen == [(done, len(seen)) for done in range(1, len(seen) + 1)]
+    again = measure(asked(tiny, 2 * MEMORY), progress=lambda *_: pytest.fail("measured again"))
     assert again.decode == found.decode and again.memory_bytes == 2 * MEMORY
 
 
 @pytest.mark.usefixtures("hasty")
-def test_forcing_measures_again(tmp_path: Path, cache: Path) -> None:
-    model = prepare(str(write_checkpoint(tmp_path / "tiny")))
-    measure(model, "cpu", MEMORY)
+def test_another_dtype_engine_or_driver_is_measured_for_itself(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure(asked(tiny))
+    assert cached_capability(asked(tiny)) is not None
+    assert cached_capability(asked(tiny, dtype="bfloat16")) is None
+    assert cached_capability(asked(tiny, kind=Kind("torch", "torch 99"))) is None
+    monkeypatch.setattr(benchmark, "driver_version", lambda _: "another")
+    assert cached_capability(asked(tiny)) is None
+
+
+@pytest.mark.usefixtures("hasty")
+def test_forcing_measures_again(tiny: Path) -> None:
+    measure(asked(tiny))
     seen: list[int] = []
-    measure(model, "cpu", MEMORY, force=True, progress=lambda done, _: seen.append(done))
+    measure(asked(tiny), force=True, progress=lambda done, _: seen.append(done))
     assert seen
 
 
-def test_memory_for_less_than_a_layer_is_refused(tmp_path: Path, cache: Path) -> None:
-    model = prepare(str(write_checkpoint(tmp_path / "tiny")))
+def test_memory_for_less_than_a_layer_is_refused(tiny: Path) -> None:
     with pytest.raises(MemoryTooSmall, match="--memory"):
-        measure(model, "cpu", model.manifest.layer_bytes - 1)
+        measure(asked(tiny, asked(tiny).model.manifest.layer_bytes - 1))
 
 
 @pytest.mark.parametrize("wish", ["gpu", "cuda:x", "cuda:99", "", "cpu:1"])

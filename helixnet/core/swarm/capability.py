@@ -9,6 +9,7 @@ import msgspec
 from helixnet.core.stage.pages import Paging
 
 BATCHES_MAX = 16
+ENGINE_CHARS_MAX = 64
 
 
 class RatePoint(msgspec.Struct, frozen=True, array_like=True):
@@ -23,10 +24,11 @@ class RatePoint(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Capability(msgspec.Struct, frozen=True, kw_only=True):
-    """Measured on the real device with a real layer of the model; nothing here comes from a data sheet.
+    """Measured on the real device with real layers of the model, by the engine that is to serve them; nothing here
+    comes from a data sheet.
 
-    `decode` gives the seconds one layer takes for a batch of that many decode steps (one token each),
-    `prefill` for one prompt chunk of that many tokens. Both ascend in tokens.
+    `decode` gives the seconds one layer takes for a batch of that many decode steps (one token each), `prefill` for one
+    prompt chunk of that many tokens. Both ascend in tokens. A batch takes `batch_s` more, however many layers it runs.
     """
 
     device: str
@@ -41,6 +43,10 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
     """Budget for weights and KV together."""
     threads: int = 1
     """CPU threads found to be fastest; 1 on a GPU."""
+    batch_s: float = 0.0
+    """Seconds of a batch besides its layers: bookkeeping, copies, calls between processes."""
+    engine: str = ""
+    """What was measured, and its version."""
     paging: Paging = Paging()
     """How the engine divides its KV memory."""
 
@@ -49,6 +55,8 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
             tokens = [point.tokens for point in curve]
             if not 1 <= len(tokens) <= BATCHES_MAX or tokens != sorted(set(tokens)):
                 raise ValueError(f"the {name} curve needs 1 to {BATCHES_MAX} points with ascending tokens")
+        if not (math.isfinite(self.batch_s) and self.batch_s >= 0) or len(self.engine) > ENGINE_CHARS_MAX:
+            raise ValueError("a batch's own seconds must not be negative, and an engine has a short name")
         if self.memory_bytes < 0 or not self.matmul_flops > 0 or not self.memory_bandwidth > 0:
             raise ValueError("memory must not be negative; FLOP/s and memory bandwidth must be positive")
 

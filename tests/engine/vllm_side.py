@@ -1,0 +1,120 @@
+"""Run by the Python that has vLLM: its own `LLM` writes down what it does, and our layers do it again.
+
+`python vllm_side.py CHECKPOINT PREPARED SPLIT ...` prints one line of JSON: what `LLM` said, and for each split the
+largest difference between its logits and those of the stages (0.0 is bitwise equality). SPLIT is `0,2,4`: where stages
+begin and end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from itertools import pairwise, starmap
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
+
+from helixnet.engine.vllm_layers import Limits, Row, VllmLayers  # sets what vLLM reads when it is imported
+
+import torch  # isort: skip
+from vllm import LLM, SamplingParams  # isort: skip
+
+PROMPTS = ([5, 17, 99, 3, 42, 64, 7, 7, 120, 11, 23, 56, 31], [9, 8, 7], [*range(3, 100)])
+NEW = 8
+BATCH_TOKENS = 64
+"""Fewer than the longest prompt has: it comes in pieces."""
+
+
+class Told:
+    """What `LLM` ran: the tokens of each request in each step, and the logits that came of it."""
+
+    def __init__(self, llm: Any) -> None:
+        self.steps: list[dict[str, list[int]]] = []
+        self.logits: list[dict[str, torch.Tensor]] = []
+        core = llm.llm_engine.engine_core.engine_core
+        self._runner = core.model_executor.driver_worker.worker.model_runner
+        self._execute = self._runner.execute_model
+        self._runner.execute_model = self._watched
+
+    def _watched(self, scheduled: Any, *rest: Any) -> Any:
+        made = self._execute(scheduled, *rest)
+        if scheduled.total_num_scheduled_tokens:
+            batch = self._runner.input_batch
+            step = {}
+            for index, request in enumerate(batch.req_ids):
+                start = int(batch.num_computed_tokens_cpu[index])
+                stop = start + scheduled.num_scheduled_tokens[request]
+                step[request] = batch.token_ids_cpu[index, start:stop].tolist()
+            self.steps.append(step)
+            logits = self._runner.execute_model_state.logits
+            self.logits.append({request: logits[n].clone() for n, request in enumerate(batch.req_ids)})
+        return made
+
+
+def whole(checkpoint: str) -> tuple[Told, list[list[int]]]:
+    """Greedy answers of vLLM's own engine."""
+    llm = LLM(
+        model=checkpoint,
+        enforce_eager=True,
+        skip_tokenizer_init=True,
+        max_model_len=256,
+        max_num_seqs=8,
+        max_num_batched_tokens=BATCH_TOKENS,
+        enable_prefix_caching=False,
+        async_scheduling=False,
+        kv_cache_memory_bytes=64 << 20,
+    )
+    told = Told(llm)
+    params = SamplingParams(temperature=0.0, max_tokens=NEW, ignore_eos=True, detokenize=False)
+    answers = llm.generate([{"prompt_token_ids": one} for one in PROMPTS], params, use_tqdm=False)
+    return told, [list(answer.outputs[0].token_ids) for answer in answers]
+
+
+def again(prepared: str, cuts: list[int], told: Told) -> float:
+    """The largest difference of any logit when the same steps are run in stages."""
+    import numpy as np
+
+    from helixnet.core.types import SessionId, Span
+    from helixnet.engine.vllm_engine import VllmEngine
+    from helixnet.engine.weights.prepared import read_prepared
+
+    model = read_prepared(Path(prepared))
+    limits = Limits(context_tokens=256, batch_tokens=BATCH_TOKENS, sessions=8)
+    reader = VllmEngine(model, device="cpu", memory_bytes=64 << 20)
+    stages = []
+    for span in starmap(Span, pairwise(cuts)):
+        stage = VllmLayers(model, span, limits)
+        for tensors in reader._read(span):
+            stage.take(tensors)
+        stage.finish()
+        stage.resize(40, np.zeros(0, dtype=np.int64))
+        stages.append(stage)
+    requests = sorted({request for step in told.steps for request in step})
+    pages = {request: np.arange(4) + 1 + 4 * n for n, request in enumerate(requests)}
+    position = dict.fromkeys(requests, 0)
+    worst = 0.0
+    for step, expected in zip(told.steps, told.logits, strict=True):
+        inputs = {request: torch.tensor(ids) for request, ids in step.items()}
+        for stage in stages:
+            rows = [Row(SessionId(one), pages[one], position[one], inputs[one]) for one in step]
+            with torch.inference_mode():
+                results = stage.run(stage.span, rows)
+            inputs = {one: result.hidden for one, result in zip(step, results, strict=True)}
+        for request, result in zip(step, results, strict=True):
+            worst = max(worst, float((result.logits.float() - expected[request].float()).abs().max()))
+            position[request] += len(step[request])
+    return worst
+
+
+def main() -> None:
+    """Compare, and say so."""
+    checkpoint, prepared, *splits = sys.argv[1:]
+    told, tokens = whole(checkpoint)
+    worst = {split: again(prepared, [int(cut) for cut in split.split(",")], told) for split in splits}
+    print(json.dumps({"tokens": tokens, "steps": len(told.steps), "worst": worst}))
+
+
+if __name__ == "__main__":
+    main()
