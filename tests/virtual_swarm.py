@@ -48,6 +48,7 @@ from helixnet.core.swarm.records import decode_record
 from helixnet.core.types import BlockId, PeerId, SessionId, Span, runs
 from helixnet.core.wire import messages as wire
 from helixnet.core.wire.activation import Activation
+from helixnet.core.wire.coding import decode_message, encode_message
 
 LAYERS = 6
 HOP_S = 0.01
@@ -354,7 +355,7 @@ class VirtualSwarm:
         self.at(delay_s, lambda: self._receive(me, me, outcome))
 
     def _send(self, me: PeerId, effect: Send) -> None:
-        message = wire.decode_message(wire.encode_message(effect.message))
+        message = decode_message(encode_message(effect.message))
         delay_s = 0.0 if effect.to == me else HOP_S
         if frozenset((me, effect.to)) in self.cuts:
             return

@@ -196,6 +196,7 @@ class AsyncStream:
             stop_ids=tuple(dict.fromkeys((*tokenizer.stop_ids, *self._options.stop_ids))),
             cache_salt=self._options.cache_salt,
             yields=self._options.background,
+            packing=self._options.packing,
         )
 
     def _take(

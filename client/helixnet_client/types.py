@@ -107,6 +107,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     background: bool = False
     """It can wait: where peers are busy or short of memory, all other requests come first."""
 
+    packing: str = "raw"
+    """How hidden states travel between peers: raw; int8, which halves what slow links carry and changes a few answers;
+    exact, as vLLM keeps them, where its peers follow one another."""
+
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise UsageError(f"max_tokens must be at least 1, not {self.max_tokens}.")

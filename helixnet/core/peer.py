@@ -208,7 +208,7 @@ class Peer:
     def measured(self, capability: Capability, now: float) -> list[Effect]:
         """This peer knows what it can do: it may be planned now, with the memory it lends."""
         self.capability = capability
-        self.stage.set_memory(capability.memory_bytes, capability.paging)
+        self.stage.set_engine(capability.memory_bytes, capability.paging, capability.takes)
         self.coordinator.news(now)
         return [*self._announce(now), *self._publish(now)]
 
@@ -425,6 +425,7 @@ class Peer:
             state=self._state,
             capability=self.capability,
             held=self.stage.served,
+            takes=self.stage.takes,
             plan=self.follower.number,
             plan_active=self.follower.active,
             plan_whole=self.follower.whole_plan is not None,

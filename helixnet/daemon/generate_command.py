@@ -64,13 +64,30 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stop", metavar="TEXT", action="append", default=[], help="end before this text (repeatable)")
     parser.add_argument("--no-cache", action="store_true", help="peers keep nothing of it when the answer has ended")
     parser.add_argument("--background", action="store_true", help="it can wait: others come first where peers are busy")
+    parser.add_argument(
+        "--packing",
+        metavar="P",
+        default="raw",
+        help="how hidden states travel: raw, int8 (half the bytes, small errors) or exact (between vLLM peers) (raw)",
+    )
     parser.add_argument("--seed", type=int, metavar="S", help="the same seed gives the same answer")
     parser.add_argument("--verbose", action="store_true", help="say how long it took, even if nobody watches")
     add_client_arguments(parser)
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop", "seed", "background")
+    names = (
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "repetition_penalty",
+        "stop",
+        "seed",
+        "background",
+        "packing",
+    )
     return {name: getattr(arguments, name) for name in names} | {"cache_salt": None if arguments.no_cache else ""}
 
 

@@ -31,6 +31,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def takes(self) -> tuple[str, ...]:
+        """Packings of activations that it reads and writes: see `helixnet.core.wire.activation`."""
+        ...
+
+    @property
     def weight_factor(self) -> float:
         """How many times as much memory loaded weights take as the checkpoint's own bytes; at least 1."""
         ...

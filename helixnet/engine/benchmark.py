@@ -113,7 +113,7 @@ def _measure(asked: Asked, progress: Progress) -> Capability:
         for chunk in chunks:
             prefill.append(RatePoint(chunk, bench.prefill(chunk, batch_s)))
             tick()
-        paging = bench.engine.paging
+        paging, takes = bench.engine.paging, bench.engine.takes
     capability = Capability(
         device=describe_device(device, threads),
         matmul_flops=_matmul_flops(device, manifest.dtype),
@@ -125,6 +125,7 @@ def _measure(asked: Asked, progress: Progress) -> Capability:
         batch_s=batch_s,
         engine=asked.kind.version[:ENGINE_CHARS_MAX],
         paging=paging,
+        takes=takes,
     )
     tick()
     return capability

@@ -96,6 +96,7 @@ class Ready(_Message, frozen=True):
     """The child's first word: the engine is made."""
 
     paging: Paging
+    takes: tuple[str, ...]
     weight_factor: float
     name: str
     """With its version, as a person would say it."""

@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
     try:
         setup = msgspec.json.decode(arguments[2], type=calls.Setup)
         engine, name = _make(setup)
-        work.send(calls.Ready(engine.paging, engine.weight_factor, name))
+        work.send(calls.Ready(engine.paging, engine.takes, engine.weight_factor, name))
     except Exception as error:
         work.send(_failure(error))
         return 1

@@ -83,6 +83,7 @@ class RemoteEngine:
         with self._working:
             ready = _checked(self._said(self._work, START_S), calls.Ready)
         self.paging: Paging = ready.paging
+        self.takes = ready.takes
         self.weight_factor = ready.weight_factor
         self.name = ready.name
 

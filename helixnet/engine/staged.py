@@ -16,8 +16,9 @@ from helixnet.core.model import Manifest
 from helixnet.core.stage.pages import Paging
 from helixnet.core.stage.work import Done, Work
 from helixnet.core.types import SESSION_ID_CHARS_MAX, BlockId, SessionId, Span
-from helixnet.core.wire.activation import Activation
+from helixnet.core.wire.activation import INT8, RAW
 from helixnet.engine.base import Progress
+from helixnet.engine.packing import pack, unpack
 from helixnet.engine.page_table import PageTable, SessionKv
 from helixnet.engine.sampler import NO_HISTORY, Chosen, choose
 
@@ -33,6 +34,8 @@ class Item:
     kv: SessionKv
     hidden: torch.Tensor
     """[tokens] token ids before layer 0, [tokens, hidden_size] after any."""
+    residual: torch.Tensor | None = None
+    """If it is apart: what the layers put out is the sum of both."""
     logits: torch.Tensor | None = None
     """[vocab] for the last token, if the layers' own code makes them."""
 
@@ -59,6 +62,10 @@ class StagedEngine:
         return self._pages.paging
 
     # --- for the engines ---------------------------------------------------------------------------
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        return (RAW, INT8)
 
     @property
     def weight_factor(self) -> float:
@@ -141,7 +148,7 @@ class StagedEngine:
             try:
                 if work.session in seen:
                     raise UsageError("a session can be in a batch only once")
-                items.append(Item(index, work, self._check(work), self._input(work)))
+                items.append(Item(index, work, self._check(work), *self._input(work)))
                 seen.add(work.session)
             except HelixError as error:
                 done[index] = Done(session=work.session, error=str(error))
@@ -154,15 +161,15 @@ class StagedEngine:
         """Run the items together; if the library fails, one by one, so that only the culprit gets the error."""
         if not items:
             return []
-        inputs = [item.hidden for item in items]
+        inputs = [(item.hidden, item.residual) for item in items]
         try:
             return list(zip(items, self._run_together(items), strict=True))
         except (RuntimeError, ValueError, IndexError) as error:
             log.exception("a batch of %d failed", len(items))
             if len(items) == 1:
                 return [(items[0], Done(session=items[0].work.session, error=f"the engine failed: {error}"))]
-        for item, hidden in zip(items, inputs, strict=True):
-            item.hidden = hidden
+        for item, (hidden, residual) in zip(items, inputs, strict=True):
+            item.hidden, item.residual = hidden, residual
         return [pair for item in items for pair in self._run_or_isolate([item])]
 
     def _run_together(self, items: list[Item]) -> list[Done]:
@@ -199,7 +206,8 @@ class StagedEngine:
             elif item.work.layers.stop == last:
                 results.append(Done(session=session))
             else:
-                results.append(Done(session=session, activation=self._activation(item.hidden)))
+                activation = pack(item.hidden, item.residual, self._manifest, item.work.packing)
+                results.append(Done(session=session, activation=activation))
         return results
 
     # --- what comes in and goes out ------------------------------------------------------------------
@@ -218,8 +226,8 @@ class StagedEngine:
             raise UsageError(f"session {work.session} has room for {kv.tokens} tokens and would get more")
         return kv
 
-    def _input(self, work: Work) -> torch.Tensor:
-        """Token ids [tokens] for the first layer, hidden states [tokens, hidden_size] for any other."""
+    def _input(self, work: Work) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Token ids [tokens] for the first layer, hidden states [tokens, hidden_size] (and residual) for any other."""
         if (work.token_ids is None) == (work.activation is None) or (work.layers.start == 0) != (
             work.token_ids is not None
         ):
@@ -227,27 +235,11 @@ class StagedEngine:
         if work.token_ids is not None:
             if not work.token_ids or not all(0 <= token < self._manifest.vocab_size for token in work.token_ids):
                 raise UsageError(f"token ids must lie in [0, {self._manifest.vocab_size})")
-            return torch.tensor(work.token_ids, device=self._device)
-        activation = work.activation
-        assert activation is not None
-        if (activation.dtype, activation.hidden_size) != (self._manifest.dtype, self._manifest.hidden_size):
-            raise UsageError(
-                f"an activation of {self._manifest.hidden_size} x {self._manifest.dtype} is needed, "
-                f"not {activation.hidden_size} x {activation.dtype}"
-            )
-        # np.array: the frame it came in may be read-only and is not ours to keep.
-        raw = torch.from_numpy(np.array(np.frombuffer(activation.data, dtype=np.uint8)))
-        hidden = raw.view(self._dtype).view(activation.tokens, activation.hidden_size).to(self._device)
-        if not torch.isfinite(hidden).all():
-            raise UsageError("the activation holds infinite or undefined numbers")
-        return hidden
-
-    def _activation(self, hidden: torch.Tensor) -> Activation:
-        """The bytes of `hidden` without copying them (on a CPU)."""
-        raw = hidden.contiguous().cpu().view(torch.uint8).numpy()
-        return Activation(
-            dtype=self._manifest.dtype, tokens=hidden.shape[0], hidden_size=hidden.shape[1], data=raw.reshape(-1).data
-        )
+            return torch.tensor(work.token_ids, device=self._device), None
+        assert work.activation is not None
+        if work.activation.packing not in self.takes:
+            raise UsageError(f"this engine does not take activations that are packed as {work.activation.packing!r}")
+        return unpack(work.activation, self._manifest, self._device)
 
     def _refuse_tokens(self, tokens: int) -> None:
         if not 1 <= tokens <= self._manifest.context_tokens:

@@ -12,11 +12,12 @@ from helixnet.core.errors import MemoryTooSmall, ModelError, UsageError
 from helixnet.core.model import DTYPE_BYTES
 from helixnet.core.stage.pages import Paging
 from helixnet.core.types import SessionId, Span, runs
+from helixnet.core.wire.activation import PACKINGS
 from helixnet.engine.base import Progress
 from helixnet.engine.memory import given_back
 from helixnet.engine.page_table import PageTable
 from helixnet.engine.staged import Item, StagedEngine
-from helixnet.engine.vllm_layers import PAGE_TOKENS, Limits, Row, VllmLayers
+from helixnet.engine.vllm_layers import PAGE_TOKENS, Limits, Result, Row, VllmLayers
 from helixnet.engine.weights import architecture, convert
 from helixnet.engine.weights.prepared import PreparedModel
 from helixnet.engine.weights.source import WeightSource
@@ -79,6 +80,10 @@ class VllmEngine(StagedEngine):
         self._limits = Limits(min(manifest.context_tokens, most), batch_tokens, SESSIONS_MAX)
 
     @property
+    def takes(self) -> tuple[str, ...]:
+        return PACKINGS
+
+    @property
     def weight_factor(self) -> float:
         return 1.0
 
@@ -131,17 +136,18 @@ class VllmEngine(StagedEngine):
 
     def _run_segment(self, segment: Span, items: list[Item]) -> None:
         stage = next(stage for stage in self._pool.stages if stage.span.holds(segment))
-        made: dict[int, list[torch.Tensor]] = {item.index: [] for item in items}
+        made: dict[int, list[Result]] = {item.index: [] for item in items}
         for parts in self._parts(items):
             rows = [_row(item, start, stop) for item, start, stop in parts]
             for (item, _, _), result in zip(parts, stage.run(segment, rows), strict=True):
-                item.logits = result.logits
-                if result.hidden is not None:
-                    made[item.index].append(result.hidden)
+                made[item.index].append(result)
         for item in items:
-            pieces = made[item.index]
-            if pieces:
-                item.hidden = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+            results = made[item.index]
+            item.logits = results[-1].logits
+            if item.logits is None:
+                hidden = _joined([result.hidden for result in results])
+                assert hidden is not None, "layers before the last put out hidden states"
+                item.hidden, item.residual = hidden, _joined([result.residual for result in results])
 
     def _parts(self, items: list[Item]) -> Iterator[list[Part]]:
         """Batches that are not too large; an item's tokens may be in several of them, one after the other."""
@@ -236,8 +242,13 @@ class VllmEngine(StagedEngine):
 
 
 def _row(item: Item, start: int, stop: int) -> Row:
-    position = item.work.position + start
-    return Row(item.work.session, item.kv.pages[0], position, item.hidden[start:stop])
+    residual = item.residual[start:stop] if item.residual is not None else None
+    return Row(item.work.session, item.kv.pages[0], item.work.position + start, item.hidden[start:stop], residual)
+
+
+def _joined(pieces: list[torch.Tensor | None]) -> torch.Tensor | None:
+    there = [piece for piece in pieces if piece is not None]
+    return torch.cat(there) if len(there) > 1 else there[0] if there else None
 
 
 def _renamed(name: str, stored: str, target: str) -> str:

@@ -66,7 +66,7 @@ PAGE_TOKENS = 64
 """vLLM's block: what its CPU kernels and those for GPUs all take, and as long as a block that prompts may share."""
 ROOM_TOKENS = 512
 """A session's array of token ids grows in steps of this, at least doubling."""
-HIDDEN = "hidden_states"
+HIDDEN, RESIDUAL = "hidden_states", "residual"
 TRIAL_PAGES = 4
 """What it makes for a start: one session of a page, also with a sliding window."""
 PROMISED_BYTES = 1 << 40
@@ -94,6 +94,8 @@ class Row:
     position: int
     inputs: torch.Tensor
     """[tokens] token ids for layer 0, [tokens, hidden_size] for any other."""
+    residual: torch.Tensor | None = None
+    """[tokens, hidden_size] if it is not in `inputs` already."""
 
     @property
     def tokens(self) -> int:
@@ -110,8 +112,10 @@ class Row:
 class Result:
     """What came of a row: hidden states [tokens, hidden_size], or after the last layer the last token's logits."""
 
-    hidden: torch.Tensor | None
-    logits: torch.Tensor | None
+    hidden: torch.Tensor | None = None
+    residual: torch.Tensor | None = None
+    """To be added to `hidden`; None if the family's layers hand on one tensor."""
+    logits: torch.Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -215,12 +219,11 @@ class VllmLayers:
         if made is None:
             state, self._runner.execute_model_state = self._runner.execute_model_state, None
             logits = dict(zip(order, state.logits, strict=True))
-            return [Result(None, logits[row.session]) for row in rows]
-        hidden = made["hidden_states"]
-        if "residual" in made.tensors:
-            hidden = hidden + made["residual"]
-        parts = dict(zip(order, hidden.split([self._rows[one].tokens for one in order]), strict=True))
-        return [Result(parts[row.session], None) for row in rows]
+            return [Result(logits=logits[row.session]) for row in rows]
+        counts = [self._rows[one].tokens for one in order]
+        parts = {name: dict(zip(order, made[name].split(counts), strict=True)) for name in self._keys}
+        none: dict[SessionId, torch.Tensor] = {}
+        return [Result(parts[HIDDEN][one.session], parts.get(RESIDUAL, none).get(one.session)) for one in rows]
 
     def _scheduled(self, rows: Sequence[Row]) -> SchedulerOutput:
         """The batch in the words of vLLM's scheduler: to it, every session is a prompt that is still being run."""
@@ -280,13 +283,15 @@ class VllmLayers:
     def _inputs(self, *_: object) -> IntermediateTensors:
         """What the layers are given, in the order that the runner has chosen (it is asked for once that is known).
 
-        One tensor holds what vLLM carries in two: layers add `residual` to `hidden_states` before they do anything
-        else, and what is added here is zero. They change both in place.
+        Layers add `residual` to `hidden_states` before they do anything else, so it is zero where one tensor came that
+        holds both. They change both in place.
         """
-        hidden = torch.cat([self._rows[one].inputs for one in self._runner.input_batch.req_ids])
-        return IntermediateTensors(
-            {name: hidden if name == HIDDEN else torch.zeros_like(hidden) for name in self._keys}
-        )
+        rows = [self._rows[one] for one in self._runner.input_batch.req_ids]
+        given = {HIDDEN: torch.cat([row.inputs for row in rows])}
+        if RESIDUAL in self._keys:
+            residuals = [torch.zeros_like(row.inputs) if row.residual is None else row.residual for row in rows]
+            given[RESIDUAL] = torch.cat(residuals)
+        return IntermediateTensors(given)
 
     # --- vLLM's insides ----------------------------------------------------------------------------
 
@@ -312,7 +317,7 @@ class VllmLayers:
         if make is None or holder is None:
             raise ModelError(f"vLLM cannot split {self._manifest.architecture} among peers; try --engine torch")
         self._keys = tuple(make(batch_size=1, dtype=self._runner.dtype, device=self.device).tensors)
-        if HIDDEN not in self._keys or not set(self._keys) <= {HIDDEN, "residual"}:
+        if HIDDEN not in self._keys or not set(self._keys) <= {HIDDEN, RESIDUAL}:
             carried = ", ".join(self._keys)
             raise ModelError(f"layers of {self._manifest.architecture} hand on {carried} in vLLM; try --engine torch")
         return holder

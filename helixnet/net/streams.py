@@ -11,7 +11,8 @@ from typing import Any
 from helixnet.core.errors import NetworkError, RemoteProtocolError
 from helixnet.core.types import PeerId
 from helixnet.core.wire.codec import Buffer, Frame, FrameDecoder, Lane, encode_frame, frame_bytes
-from helixnet.core.wire.messages import Message, decode_message, encode_message
+from helixnet.core.wire.coding import decode_message, encode_message
+from helixnet.core.wire.messages import Message
 from helixnet.net.base import Gone, Received, Traffic
 from helixnet.net.inbox import Inbox
 from helixnet.net.pipe import ByteStream, memory_pipe

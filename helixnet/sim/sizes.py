@@ -9,7 +9,8 @@ from helixnet.core.swarm.records import PeerRecord
 from helixnet.core.types import PeerId
 from helixnet.core.wire import messages as wire
 from helixnet.core.wire.codec import frame_bytes
-from helixnet.core.wire.messages import Message, encode_message
+from helixnet.core.wire.coding import encode_message
+from helixnet.core.wire.messages import Message
 
 STEP_BYTES, SAMPLED_BYTES, TOKEN_BYTES = 28, 24, 60
 """Of an item of Steps or Sampled with a session id of 16 characters, and of a whole Token."""

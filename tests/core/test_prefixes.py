@@ -20,6 +20,7 @@ from helixnet.core.stage.stage import StageMachine
 from helixnet.core.stage.work import Done
 from helixnet.core.types import BlockId, SessionId, Span
 from helixnet.core.wire import messages as wire
+from helixnet.core.wire.coding import decode_message, encode_message
 from tests.core.one_stage import CLIENT, ME, NEXT, PIPELINE, STRANGER, WHOLE, a_stage, reserve, sent, work
 from tests.virtual_swarm import LAYERS, VirtualSwarm, toy_output
 
@@ -193,9 +194,9 @@ def test_layers_that_come_or_go_take_the_room_of_what_is_cached() -> None:
     ids=["no hash", "more than the prompt has", "too long"],
 )
 def test_impossible_chains_break_the_protocol(changes: dict[str, Any]) -> None:
-    data = wire.encode_message(reserve(prompt_tokens=200, tokens_max=300, **changes))
+    data = encode_message(reserve(prompt_tokens=200, tokens_max=300, **changes))
     with pytest.raises(RemoteProtocolError):
-        wire.decode_message(data)
+        decode_message(data)
 
 
 # --- a swarm -------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from helixnet.core.swarm.records import (
 )
 from helixnet.core.types import PeerId, SessionId, Span
 from helixnet.core.wire import messages as wire
+from helixnet.core.wire.coding import decode_message, encode_message
 from tests.virtual_swarm import capability
 
 ME = PeerId("12D3KooWLnCof22fPtHjv3DfLUaDLcoM8nc6jKMnWa3SeC2i44Yb")
@@ -58,18 +59,18 @@ def test_a_record_about_another_peer_is_refused() -> None:
 
 @given(st.binary(max_size=300))
 def test_garbage_is_refused_and_never_crashes(data: bytes) -> None:
-    for decode in (lambda d: decode_record(ME, d), lambda d: decode_pointer(ME, d), wire.decode_message):
+    for decode in (lambda d: decode_record(ME, d), lambda d: decode_pointer(ME, d), decode_message):
         with pytest.raises(RemoteProtocolError):
             decode(data)
 
 
 @given(st.data())
 def test_a_damaged_message_is_refused_or_is_still_a_message(data: st.DataObject) -> None:
-    good = bytearray(wire.encode_message(an_open()))
+    good = bytearray(encode_message(an_open()))
     at = data.draw(st.integers(0, len(good) - 1))
     good[at] = data.draw(st.integers(0, 255))
     try:
-        wire.decode_message(bytes(good))
+        decode_message(bytes(good))
     except RemoteProtocolError:
         return
 
@@ -100,9 +101,9 @@ def an_open(**changes: Any) -> wire.Open:
 )
 def test_a_beat_out_of_bounds_is_refused(changes: dict[str, object]) -> None:
     plain = {"type": "Beat", "state": "active", "term": 1, "uptime_s": 1.0}
-    assert isinstance(wire.decode_message(msgspec.msgpack.encode(plain)), wire.Beat)
+    assert isinstance(decode_message(msgspec.msgpack.encode(plain)), wire.Beat)
     with pytest.raises(RemoteProtocolError):
-        wire.decode_message(msgspec.msgpack.encode(plain | changes))
+        decode_message(msgspec.msgpack.encode(plain | changes))
 
 
 def test_the_essentials_of_a_record_are_a_fraction_of_it() -> None:
@@ -133,7 +134,7 @@ def test_messages_come_through_whole() -> None:
         wire.Lease(term=3, coordinator=ME, stability=2, duration_s=4.0),
         wire.Broken(session=SessionId("s"), suspects=(ME,), reason="gone"),
     ]
-    assert [wire.decode_message(wire.encode_message(message)) for message in said] == said
+    assert [decode_message(encode_message(message)) for message in said] == said
 
 
 @pytest.mark.parametrize(
@@ -163,4 +164,4 @@ def test_messages_come_through_whole() -> None:
 )
 def test_a_message_out_of_bounds_is_refused(message: wire.Message, complaint: str) -> None:
     with pytest.raises(RemoteProtocolError, match=complaint):
-        wire.decode_message(wire.encode_message(message))
+        decode_message(encode_message(message))

@@ -30,6 +30,9 @@ class OneWay:
         self.avoided += ENTRY in masked
         return "all are full" if ENTRY in masked else PIPELINE
 
+    def takes(self, peer: PeerId) -> tuple[str, ...]:
+        return ("",)
+
     def ran(self, pipeline: Pipeline, chain: Chain) -> None:
         self.remembered.append(chain)
 

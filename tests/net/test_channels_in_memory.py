@@ -9,7 +9,8 @@ import pytest
 from helixnet.core.errors import PeerGone
 from helixnet.core.types import PeerId
 from helixnet.core.wire.codec import CHUNK_BYTES_MAX, Frame, FrameDecoder, Lane, encode_frame, frame_bytes
-from helixnet.core.wire.messages import Goodbye, Ping, ProbeData, encode_message
+from helixnet.core.wire.coding import encode_message
+from helixnet.core.wire.messages import Goodbye, Ping, ProbeData
 from helixnet.net import streams
 from helixnet.net.base import RECORD_VALUE_BYTES_MAX, Gone, Received
 from helixnet.net.inbox import Inbox

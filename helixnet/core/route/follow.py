@@ -15,6 +15,7 @@ from helixnet.core.route.router import Router
 from helixnet.core.swarm.records import PeerRecord
 from helixnet.core.types import PeerId
 from helixnet.core.wire import messages as wire
+from helixnet.core.wire.activation import RAW
 
 KV_HIGH_WATER = 0.05
 """Peers with a smaller share of free KV pages are routed around while others can serve."""
@@ -43,6 +44,7 @@ class SwarmView:
         self._rng = rng
         self._router: Router | None = None
         self._full: frozenset[PeerId] = frozenset()
+        self._takes: dict[PeerId, tuple[str, ...]] = {}
         self._ways = Ways()
 
     def is_stale(self, now: float) -> bool:
@@ -92,6 +94,7 @@ class SwarmView:
             active = view.active if view.number == _number(old) else old.active
             view = msgspec.structs.replace(view, plan=old.plan, active=active)
         self.view, self._viewed_at = view, now
+        self._takes = {row.record.peer: row.record.takes for row in view.members if row.record.takes != (RAW,)}
         self._full = frozenset(row.record.peer for row in view.members if row.record.kv_free < KV_HIGH_WATER)
         return self._renew_router(view)
 
@@ -125,6 +128,10 @@ class SwarmView:
             or self.view.problem
             or "No live peers cover every layer of the model right now."
         )
+
+    def takes(self, peer: PeerId) -> tuple[str, ...]:
+        """Packings of activations that a peer reads and writes."""
+        return self._takes.get(peer, (RAW,))
 
     def ran(self, pipeline: Pipeline, chain: Chain) -> None:
         """All blocks of a chain were run there."""

@@ -6,7 +6,7 @@ token: it opens a new one with prompt plus tokens so far (full replay). The simu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 import msgspec
@@ -26,7 +26,7 @@ from helixnet.core.errors import (
 )
 from helixnet.core.machine import NEVER, Effect, Emit, Event, Gone, Outcome, Send
 from helixnet.core.prefix import SALT_CHARS_MAX, Chain, chain_of
-from helixnet.core.route.pipeline import Pipeline
+from helixnet.core.route.pipeline import WISHES, Pipeline, packed
 from helixnet.core.sampling import STOP_IDS_MAX, Logprobs, Sampling
 from helixnet.core.types import PeerId, SessionId
 from helixnet.core.wire import messages as wire
@@ -37,6 +37,10 @@ class Routes(Protocol):
 
     def pick(self, masked: frozenset[PeerId], chain: Chain = ()) -> Pipeline | str:
         """A pipeline around the masked peers, maybe one that ran much of this; if there is none now, a sentence why."""
+        ...
+
+    def takes(self, peer: PeerId) -> Collection[str]:
+        """Packings of activations that a peer reads and writes."""
         ...
 
     def ran(self, pipeline: Pipeline, chain: Chain) -> None:
@@ -85,6 +89,8 @@ class RequestSpec(msgspec.Struct, frozen=True, kw_only=True):
     nothing is kept."""
     yields: bool = False
     """It can wait: all other requests come first."""
+    packing: str = "raw"
+    """How activations are to travel, one of `pipeline.WISHES`."""
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -98,6 +104,8 @@ class RequestSpec(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError(f"At least one new token must be asked for, not {self.tokens_max}.")
         if len(self.stop_ids) > STOP_IDS_MAX:
             raise UsageError(f"At most {STOP_IDS_MAX} stop ids can be given, not {len(self.stop_ids)}.")
+        if self.packing not in WISHES:
+            raise UsageError(f"Activations are packed {', '.join(WISHES)}, not {self.packing!r}.")
         if len(self.cache_salt or "") > SALT_CHARS_MAX:
             raise UsageError(f"A cache salt has at most {SALT_CHARS_MAX} characters, not {len(self.cache_salt or '')}.")
 
@@ -229,6 +237,7 @@ class Request:
             if self._is_too_long(now):
                 self._too_long_at = min(self._too_long_at, now)
             return self._wait(self._last_problem or SwarmTooSmall(pipeline), now)
+        pipeline = packed(pipeline, self.spec.packing, self._routes.takes)
         self.pipelines.append(pipeline)
         self._was_routed = True
         self.session, self.entry = self._new_session_id(), pipeline[0].peer

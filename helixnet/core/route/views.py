@@ -151,5 +151,6 @@ def outline(record: PeerRecord) -> PeerRecord:
         manifest_hash="",
         state=record.state,
         held=record.held,
+        takes=record.takes,
         kv_free=1.0 if record.kv_free >= KV_HIGH_WATER else 0.0,
     )

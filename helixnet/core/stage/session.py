@@ -9,6 +9,7 @@ from helixnet.core.prefix import HASH_BYTES, Chain
 from helixnet.core.route.pipeline import Pipeline
 from helixnet.core.sampling import History, Sampling
 from helixnet.core.types import BlockId, PeerId, SessionId, Span
+from helixnet.core.wire.activation import RAW
 
 
 @dataclass(slots=True)
@@ -47,12 +48,17 @@ class StageSession:
     """The next stage's peer; None at the exit."""
     previous_hop: PeerId | None = field(init=False)
     """The stage before; None at the entry."""
+    takes: str = field(init=False)
+    """How what comes is packed ..."""
+    sends: str = field(init=False)
+    """... and what goes."""
 
     def __post_init__(self) -> None:
         pipeline, stage = self.pipeline, self.stage
         self.layers, self.entry = pipeline[stage].layers, pipeline[0].peer
         self.next_hop = pipeline[stage + 1].peer if stage + 1 < len(pipeline) else None
         self.previous_hop = pipeline[stage - 1].peer if stage else None
+        self.takes, self.sends = pipeline[stage - 1].sends if stage else RAW, pipeline[stage].sends
 
     def advance(self, position: int, tokens: int, now: float) -> str:
         """So many tokens came for `position`. Returns what is wrong with that, in words; empty if nothing is."""
@@ -68,9 +74,10 @@ class StageSession:
 def block_ids(pipeline: Pipeline, stage: int, chain: Chain) -> tuple[BlockId, ...]:
     """What a stage calls the blocks of a chain.
 
-    What it computes depends on who computed what it was sent. So the name has the way there in it: nobody's mistakes
-    or lies reach sessions that do not pass by the same peers.
+    What it computes depends on who computed what it was sent, and how that was packed. So the name has the way there in
+    it: nobody's mistakes or lies reach sessions that do not pass by the same peers.
     """
     way = ";".join(f"{one.peer}{one.layers}" for one in pipeline[: stage + 1])
+    way += "".join(f" {one.sends}" for one in pipeline[:stage] if one.sends)
     root = blake2b(way.encode(), digest_size=HASH_BYTES).digest()
     return tuple(BlockId(blake2b(one, key=root, digest_size=HASH_BYTES).digest()) for one in chain)

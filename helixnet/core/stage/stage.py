@@ -23,7 +23,7 @@ from helixnet.core.machine import (
     SealKv,
     Send,
 )
-from helixnet.core.model import DTYPE_BYTES, Manifest
+from helixnet.core.model import Manifest
 from helixnet.core.prefix import BLOCK_TOKENS, blocks_before
 from helixnet.core.route.pipeline import check_pipeline
 from helixnet.core.sampling import History
@@ -34,7 +34,7 @@ from helixnet.core.stage.session import StageSession, block_ids
 from helixnet.core.stage.work import Work
 from helixnet.core.types import PeerId, SessionId, Span, runs
 from helixnet.core.wire import messages as wire
-from helixnet.core.wire.activation import Activation
+from helixnet.core.wire.activation import RAW, Activation, row_bytes
 from helixnet.core.wire.codec import Lane
 
 MOMENT_S = 1e-9
@@ -45,8 +45,10 @@ SMOOTHING = 0.1
 """Weight of the newest batch in what a prompt token costs."""
 
 
+_Way = tuple[PeerId, bool, str]
+"""Next hop, whether in the lane of decode steps, packing."""
 _Onward = tuple[list[wire.StepItem], list[memoryview]]
-"""What goes to one next hop in one lane, and its rows."""
+"""What goes one way, and its rows."""
 
 
 class StageConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +83,8 @@ class StageMachine:
         self.held: tuple[Span, ...] = ()
         self.served: tuple[Span, ...] = ()
         self.draining = False
+        self.takes: tuple[str, ...] = (RAW,)
+        """How activations may be packed that come or are to go."""
         self.ledger = PageLedger(manifest.kv_bytes)
         self.meter = Meter()
         self.sessions: dict[SessionId, StageSession] = {}
@@ -106,13 +110,12 @@ class StageMachine:
         """... and without."""
         self._decode_s = 0.0
         """What a batch takes lately that has no prompts in it."""
-        self._row_bytes = manifest.hidden_size * DTYPE_BYTES[manifest.dtype]
 
     # --- what it holds -----------------------------------------------------------------------------
 
-    def set_memory(self, memory_bytes: int, paging: Paging) -> None:
-        """What the engine has for weights and KV, and how it divides that; to be set before anything is loaded."""
-        self.memory_bytes = memory_bytes
+    def set_engine(self, memory_bytes: int, paging: Paging, takes: tuple[str, ...]) -> None:
+        """What the engine has for weights and KV, how it divides that, and what it takes; before anything is loaded."""
+        self.memory_bytes, self.takes = memory_bytes, takes
         self.ledger = PageLedger(self.manifest.kv_bytes, paging)
 
     def set_held(self, held: tuple[Span, ...], served: tuple[Span, ...]) -> None:
@@ -213,6 +216,9 @@ class StageMachine:
             return "bad_request", "the reservation is for another peer"
         if message.stage == len(message.pipeline) - 1 and message.sampling is None:
             return "bad_request", "the exit was not told how to sample"
+        packings = {mine.sends, message.pipeline[message.stage - 1].sends if message.stage else RAW}
+        if not packings <= set(self.takes):
+            return "not_held", f"this peer does not pack activations as {', '.join(sorted(packings))}"
         if self.draining:
             return "draining", "this peer is leaving"
         if not any(span.holds(mine.layers) for span in self.served):
@@ -232,16 +238,17 @@ class StageMachine:
         Raises:
             RemoteProtocolError: the body is not what the items announce.
         """
-        self._check_rows(message, body)
+        dtype, width, packing = self.manifest.dtype, self.manifest.hidden_size, message.packing
+        row = row_bytes(packing, dtype, width)
+        _check_rows(message, row, body)
         effects: list[Effect] = []
-        dtype, width = self.manifest.dtype, self.manifest.hidden_size
         start, taken = 0, 0
         for item in message.items:
             session_id, tokens = item.session, item.tokens
-            stop = start + tokens * self._row_bytes
+            stop = start + tokens * row
             rows, start = body[start:stop], stop
             session = self.sessions.get(session_id)
-            if session is None or session.previous_hop != sender:
+            if session is None or session.previous_hop != sender or session.takes != packing:
                 lost = wire.Broken(session=session_id, suspects=(self.me,), reason="the stage has no such session")
                 effects.append(Send(sender, lost))
                 continue
@@ -254,10 +261,11 @@ class StageMachine:
                     session=session_id,
                     layers=session.layers,
                     position=item.position,
-                    activation=Activation(dtype, tokens, width, rows),
+                    activation=Activation(dtype, tokens, width, rows, packing),
                     sample=session.sampling if item.sample and session.next_hop is None else None,
                     history=session.history,
                     wanted=item.sample,
+                    packing=session.sends,
                     decode=item.decode,
                 ),
                 session.owner,
@@ -266,15 +274,6 @@ class StageMachine:
         if taken:
             self.meter.count(sender, taken, now)
         return effects + self.pump()
-
-    def _check_rows(self, message: wire.Steps, body: memoryview) -> None:
-        tokens = 0
-        for item in message.items:
-            if item.tokens < 1 or item.position < 0:
-                raise RemoteProtocolError("a step has no tokens or a negative position")
-            tokens += item.tokens
-        if tokens * self._row_bytes != body.nbytes:
-            raise RemoteProtocolError("the activations are not as long as their frame announces")
 
     def submit(self, work: Work, now: float) -> list[Effect]:
         """Queue tokens at the first stage, for the entry. Call `pump` afterwards."""
@@ -287,6 +286,8 @@ class StageMachine:
         self.meter.count(None, work.tokens, now)
         if work.wanted and session.next_hop is None:
             work = msgspec.structs.replace(work, sample=session.sampling, history=session.history)
+        elif session.sends:
+            work = msgspec.structs.replace(work, packing=session.sends)
         self._batcher.add(work, session.owner, session.yields)
         return effects
 
@@ -354,7 +355,7 @@ class StageMachine:
         self._count_busy(outcome.seconds, now)
         self._count_prompts(batch, outcome.seconds)
         effects: list[Effect] = []
-        onward: dict[tuple[PeerId, bool], _Onward] = {}
+        onward: dict[_Way, _Onward] = {}
         sampled: dict[PeerId, list[wire.SampledItem]] = {}
         for work, result in zip(batch, outcome.results, strict=True):
             session = self.sessions.get(work.session)
@@ -374,16 +375,17 @@ class StageMachine:
                 item = wire.SampledItem(work.session, last, result.token_id, result.logprobs)
                 sampled.setdefault(session.entry, []).append(item)
             elif activation is not None and session.next_hop is not None:
-                way = session.next_hop, work.decode
+                way = session.next_hop, work.decode, session.sends
                 items, rows = onward.get(way) or onward.setdefault(way, ([], []))
                 items.append(wire.StepItem(work.session, work.position, activation.tokens, work.wanted, work.decode))
                 rows.append(activation.data)
         # Where a token goes round through this very stage, it comes back before anything else is started.
         started = self.pump() if self.me not in sampled else []
         effects += [Send(entry, wire.Sampled(items=tuple(items))) for entry, items in sampled.items()]
-        for (peer, decode), (items, rows) in onward.items():
+        for (peer, decode, packing), (items, rows) in onward.items():
             body = memoryview(rows[0] if len(rows) == 1 else b"".join(rows))
-            effects.append(Send(peer, wire.Steps(items=tuple(items)), body, Lane.TOKEN if decode else Lane.PREFILL))
+            steps = wire.Steps(items=tuple(items), packing=packing)
+            effects.append(Send(peer, steps, body, Lane.TOKEN if decode else Lane.PREFILL))
         return started + effects
 
     def _count_busy(self, seconds: float, now: float) -> None:
@@ -471,6 +473,16 @@ class StageMachine:
         broken = wire.Broken(session=session.session, suspects=suspects, reason=reason, code=code)
         told = Send(session.entry, broken)
         return [told, *self.release(session.session)]
+
+
+def _check_rows(message: wire.Steps, row: int, body: memoryview) -> None:
+    tokens = 0
+    for item in message.items:
+        if item.tokens < 1 or item.position < 0:
+            raise RemoteProtocolError("a step has no tokens or a negative position")
+        tokens += item.tokens
+    if not row or tokens * row != body.nbytes:
+        raise RemoteProtocolError("the activations are not as long as their frame announces")
 
 
 def _history(message: wire.Reserve) -> History | None:

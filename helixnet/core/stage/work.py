@@ -6,7 +6,7 @@ import msgspec
 
 from helixnet.core.sampling import History, Logprobs, Sampling
 from helixnet.core.types import SessionId, Span
-from helixnet.core.wire.activation import Activation
+from helixnet.core.wire.activation import RAW, Activation
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -28,6 +28,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """What `sample` looks back on, if it does."""
     wanted: bool = False
     """Whether the last token is to be sampled at the exit; stages before it pass this on."""
+    packing: str = RAW
+    """How the activation that comes of it is to be packed."""
     decode: bool = False
     """A decode step, which may overtake prompts; the last chunk of a prompt may not, even with one token."""
 

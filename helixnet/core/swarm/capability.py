@@ -7,6 +7,7 @@ import math
 import msgspec
 
 from helixnet.core.stage.pages import Paging
+from helixnet.core.wire.activation import PACKINGS, RAW
 
 BATCHES_MAX = 16
 ENGINE_CHARS_MAX = 64
@@ -49,12 +50,16 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
     """What was measured, and its version."""
     paging: Paging = Paging()
     """How the engine divides its KV memory."""
+    takes: tuple[str, ...] = (RAW,)
+    """Packings of activations that the engine reads and writes."""
 
     def __post_init__(self) -> None:
         for name, curve in (("decode", self.decode), ("prefill", self.prefill)):
             tokens = [point.tokens for point in curve]
             if not 1 <= len(tokens) <= BATCHES_MAX or tokens != sorted(set(tokens)):
                 raise ValueError(f"the {name} curve needs 1 to {BATCHES_MAX} points with ascending tokens")
+        if len(self.takes) > len(PACKINGS):
+            raise ValueError("there are not so many packings of activations")
         if not (math.isfinite(self.batch_s) and self.batch_s >= 0) or len(self.engine) > ENGINE_CHARS_MAX:
             raise ValueError("a batch's own seconds must not be negative, and an engine has a short name")
         if self.memory_bytes < 0 or not self.matmul_flops > 0 or not self.memory_bandwidth > 0:

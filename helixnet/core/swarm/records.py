@@ -10,6 +10,7 @@ import msgspec
 from helixnet.core.errors import RemoteProtocolError
 from helixnet.core.swarm.capability import Capability
 from helixnet.core.types import PeerId, Span
+from helixnet.core.wire.activation import PACKINGS, RAW
 
 ADDRESSES_MAX = 8
 LINKS_MAX = 24
@@ -60,6 +61,8 @@ class PeerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """joining, active or draining."""
     capability: Capability | None = None
     held: tuple[Span, ...] = ()
+    takes: tuple[str, ...] = (RAW,)
+    """Packings of activations that it reads and writes."""
     plan: tuple[int, int] = (0, 0)
     """(term, epoch) of the plan it follows."""
     plan_active: bool = False
@@ -82,6 +85,8 @@ class PeerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         bounds = ((self.addresses, ADDRESSES_MAX), (self.links, LINKS_MAX), (self.held, SPANS_MAX))
         if any(len(values) > most for values, most in (*bounds, (self.observed, OBSERVED_MAX))):
             raise ValueError("a record lists more addresses, links, spans or observed flows than allowed")
+        if len(self.takes) > len(PACKINGS):
+            raise ValueError("a record lists more packings than there are")
         if self.state not in STATES:
             raise ValueError(f"a record's state is joining, active or draining, not {self.state!r}")
         if len(self.name) > 64 or len(self.model) > 200 or len(self.manifest_hash) > 64:
