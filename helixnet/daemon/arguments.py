@@ -38,6 +38,14 @@ def add_client_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="M", help="which model, if the network serves several")
 
 
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Who computes."""
+    parser.add_argument(
+        "--engine", metavar="E", help="auto, torch or vllm (default: auto, whichever is installed and faster here)"
+    )
+    parser.add_argument("--vllm-python", metavar="FILE", help="a Python that has vLLM, if this one has not")
+
+
 def client_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `Client` and `AsyncClient` take, from a command's flags and the settings elsewhere.
 

@@ -7,7 +7,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from helixnet.console import add_parent_option, end_with_parent
-from helixnet.daemon.arguments import add_command, add_join_arguments, settings_from
+from helixnet.daemon.arguments import add_command, add_engine_arguments, add_join_arguments, settings_from
 
 if TYPE_CHECKING:
     from helixnet.core.machine import Event
@@ -29,10 +29,7 @@ def add_peer_parser(commands: Commands) -> None:
     parser.add_argument(
         "--threads", type=int, metavar="N", help="CPU threads (default: the number measured as fastest)"
     )
-    parser.add_argument(
-        "--engine", metavar="E", help="auto, torch or vllm (default: auto, whichever is installed and faster here)"
-    )
-    parser.add_argument("--vllm-python", metavar="FILE", help="a Python that has vLLM, if this one has not")
+    add_engine_arguments(parser)
     parser.add_argument("--dtype", metavar="T", help="float32, bfloat16 or float16; the same on every peer")
     parser.add_argument("--name", help="what people call this peer (default: this machine's name)")
     parser.add_argument("--listen", action="append", metavar="ADDR", help="where to listen; may be repeated")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from helixnet.core.errors import DeadlineExceeded, HelixError, NetworkError, SwarmTooSmall
 from helixnet.daemon import up_processes as processes
-from helixnet.daemon.arguments import add_command, add_config_argument, settings_from
+from helixnet.daemon.arguments import add_command, add_config_argument, add_engine_arguments, settings_from
 from helixnet.daemon.up_processes import BOOTSTRAP, Child
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def add_up_parser(commands: Commands) -> None:
     parser.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
     parser.add_argument("--dtype", metavar="T", help="float32, bfloat16 or float16")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of each peer (default: cores / peers)")
+    add_engine_arguments(parser)
     parser.add_argument(
         "--base-port", type=int, metavar="P", help="bootstrap peer on port P, peers on P+1 ... (default: free ones)"
     )
@@ -140,6 +141,8 @@ class LocalSwarm:
                 *(part for address in self.join for part in ("--join", address)),
                 *(("--model", self.settings.model) if self.settings.model else ()),
                 *(("--dtype", self.settings.dtype) if self.settings.dtype else ()),
+                *("--engine", self.settings.engine),
+                *(("--vllm-python", self.settings.vllm_python) if self.settings.vllm_python else ()),
             ]
             self.children.append(await processes.start(name, "helixnet.daemon.cli", arguments, self.folder))
 

@@ -80,8 +80,11 @@ class RemoteEngine:
         self._process = _start(python or sys.executable, setup, theirs, _variables(device, threads), self._log)
         self._work, self._loads = (Channel(ours) for ours, _ in ends)
         self._working, self._loading = threading.Lock(), threading.Lock()
-        with self._working:
+        try:
             ready = _checked(self._said(self._work, START_S), calls.Ready)
+        except BaseException:
+            self.close()
+            raise
         self.paging: Paging = ready.paging
         self.takes = ready.takes
         self.weight_factor = ready.weight_factor

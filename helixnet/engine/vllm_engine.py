@@ -77,7 +77,7 @@ class VllmEngine(StagedEngine):
         self._memory_bytes = memory_bytes
         # No session gets more tokens than one layer alone leaves room for.
         most = max(PAGE_TOKENS, (memory_bytes - manifest.layer_bytes) // manifest.kv_bytes)
-        self._limits = Limits(min(manifest.context_tokens, most), batch_tokens, SESSIONS_MAX)
+        self._limits = Limits(min(manifest.context_tokens, most), batch_tokens, min(SESSIONS_MAX, batch_tokens))
 
     @property
     def takes(self) -> tuple[str, ...]:

@@ -213,8 +213,8 @@ class VllmLayers:
         """Run rows of different sessions, `batch_tokens` together at most, through a part of the layers."""
         self._rows = {row.session: row for row in rows}
         self._inner.start_layer, self._inner.end_layer = segment.start, segment.stop
-        _rank().be(segment, self._manifest.layers)
-        made = self._runner.execute_model(self._scheduled(rows), IntermediateTensors({}))
+        with _rank().of(segment, self._manifest.layers):
+            made = self._runner.execute_model(self._scheduled(rows), IntermediateTensors({}))
         order: list[SessionId] = list(self._runner.input_batch.req_ids)
         if made is None:
             state, self._runner.execute_model_state = self._runner.execute_model_state, None
@@ -298,17 +298,18 @@ class VllmLayers:
     @contextmanager
     def _building(self) -> Iterator[None]:
         """While modules are made and loaded, they ask globals which layers there are, and of which numbers."""
-        rank, layers = _rank(), self._manifest.layers
-        rank.be(self.span, layers)
+        layers = self._manifest.layers
         parts = [self.span.start, len(self.span), layers - self.span.stop] if len(self.span) < layers else [layers]
-        rank.rank_in_group, rank.world_size = len(parts) // 2, len(parts)
         os.environ["VLLM_PP_LAYER_PARTITION"] = ",".join(map(str, parts))
         try:
-            with set_default_torch_dtype(self._config.model_config.dtype), set_current_vllm_config(self._config):
+            with (
+                _rank().of(self.span, layers, len(parts)),
+                set_default_torch_dtype(self._config.model_config.dtype),
+                set_current_vllm_config(self._config),
+            ):
                 yield
         finally:
             del os.environ["VLLM_PP_LAYER_PARTITION"]
-            rank.rank_in_group, rank.world_size = 0, 1
 
     def _layer_holder(self) -> Any:
         """The module that has the layers and says from which to which it runs."""
@@ -362,9 +363,16 @@ class _Rank:
         self.is_first_rank = self.is_last_rank = True
         self.rank_in_group, self.world_size = 0, 1
 
-    def be(self, segment: Span, layers: int) -> None:
-        """Have a part of so many layers."""
+    @contextmanager
+    def of(self, segment: Span, layers: int, ranks: int = 1) -> Iterator[None]:
+        """Have a part of so many layers; of three ranks, be the middle one."""
         self.is_first_rank, self.is_last_rank = segment.start == 0, segment.stop == layers
+        self.rank_in_group, self.world_size = ranks // 2, ranks
+        try:
+            yield
+        finally:
+            self.is_first_rank = self.is_last_rank = True
+            self.rank_in_group, self.world_size = 0, 1
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._group, name)

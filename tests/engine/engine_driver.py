@@ -10,7 +10,6 @@ from helixnet.core.stage.work import Done, Work
 from helixnet.core.types import BlockId, SessionId, Span
 from helixnet.core.wire.activation import Activation
 from helixnet.engine.base import Engine
-from helixnet.engine.torch_engine import TorchEngine
 
 GREEDY = Sampling()
 
@@ -20,7 +19,7 @@ class Pipeline:
 
     def __init__(
         self,
-        stages: Sequence[tuple[TorchEngine, Span]],
+        stages: Sequence[tuple[Engine, Span]],
         session: str,
         tokens_max: int,
         begun: Sequence[BlockId] = (),
@@ -76,17 +75,13 @@ def next_work(session: SessionId, span: Span, position: int, activation: Activat
             tokens=activation.tokens,
             hidden_size=activation.hidden_size,
             data=memoryview(bytes(activation.data)),
+            packing=activation.packing,
         ),
         sample=GREEDY if sample else None,
     )
 
 
-def run_one(engine: TorchEngine, work: Work) -> Done:
+def run_one(engine: Engine, work: Work) -> Done:
     (done,) = engine.run([work])
     assert done.error is None, done.error
     return done
-
-
-def as_engine(engine: TorchEngine) -> Engine:
-    """The type checker's proof that `TorchEngine` is an `Engine`."""
-    return engine

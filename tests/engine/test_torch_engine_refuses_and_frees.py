@@ -15,7 +15,7 @@ from helixnet.core.wire.activation import Activation
 from helixnet.engine.torch_engine import TorchEngine
 from helixnet.engine.weights.catalog import prepare
 from helixnet.engine.weights.prepared import PreparedModel
-from tests.engine.engine_driver import GREEDY, Pipeline, as_engine
+from tests.engine.engine_driver import GREEDY, Pipeline
 from tests.tiny_models import CONTEXT, HIDDEN, LAYERS, VOCAB, write_checkpoint
 
 MEMORY = 8_000_000
@@ -258,7 +258,7 @@ def test_progress_ends_at_the_bytes_that_were_loaded(model: PreparedModel) -> No
 
 
 def test_an_empty_batch_gives_nothing(engine: TorchEngine) -> None:
-    assert as_engine(engine).run([]) == []
+    assert engine.run([]) == []
 
 
 def test_dropping_everything_frees_the_memory(engine: TorchEngine, tmp_path: Path) -> None:

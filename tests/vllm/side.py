@@ -1,8 +1,8 @@
-"""Run by the Python that has vLLM: its own `LLM` writes down what it does, and our layers do it again.
+"""vLLM's own `LLM` writes down what it does, and our layers do it again. In a process of its own: both set globals.
 
-`python vllm_side.py CHECKPOINT PREPARED SPLIT ...` prints one line of JSON: what `LLM` said, and for each split the
-largest difference between its logits and those of the stages (0.0 is bitwise equality). SPLIT is `0,2,4`: where stages
-begin and end.
+Reads one line of JSON, [[checkpoint, prepared folder, [[0, 2, 4], ...]], ...] (where stages begin and end), and prints
+a line of JSON for each: what `LLM` said, and for each split the largest difference between its logits and those of the
+stages; 0.0 is bitwise equality. The first split is also run with the sum of both of vLLM's tensors handed on.
 """
 
 from __future__ import annotations
@@ -18,13 +18,20 @@ os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
 
 from helixnet.engine.vllm_layers import Limits, Row, VllmLayers  # sets what vLLM reads when it is imported
 
+import numpy as np  # isort: skip
 import torch  # isort: skip
 from vllm import LLM, SamplingParams  # isort: skip
 
+from helixnet.core.types import SessionId, Span
+from helixnet.engine.vllm_engine import VllmEngine
+from helixnet.engine.weights.prepared import read_prepared
+
 PROMPTS = ([5, 17, 99, 3, 42, 64, 7, 7, 120, 11, 23, 56, 31], [9, 8, 7], [*range(3, 100)])
 NEW = 8
+CONTEXT = 256
 BATCH_TOKENS = 64
 """Fewer than the longest prompt has: it comes in pieces."""
+MEMORY = 64 << 20
 
 
 class Told:
@@ -59,12 +66,12 @@ def whole(checkpoint: str) -> tuple[Told, list[list[int]]]:
         model=checkpoint,
         enforce_eager=True,
         skip_tokenizer_init=True,
-        max_model_len=256,
+        max_model_len=CONTEXT,
         max_num_seqs=8,
         max_num_batched_tokens=BATCH_TOKENS,
         enable_prefix_caching=False,
         async_scheduling=False,
-        kv_cache_memory_bytes=64 << 20,
+        kv_cache_memory_bytes=MEMORY,
     )
     told = Told(llm)
     params = SamplingParams(temperature=0.0, max_tokens=NEW, ignore_eos=True, detokenize=False)
@@ -77,23 +84,7 @@ def again(prepared: str, cuts: list[int], told: Told, exact: bool) -> float:
 
     These hand on both of vLLM's tensors if it is to be exact, and otherwise their sum.
     """
-    import numpy as np
-
-    from helixnet.core.types import SessionId, Span
-    from helixnet.engine.vllm_engine import VllmEngine
-    from helixnet.engine.weights.prepared import read_prepared
-
-    model = read_prepared(Path(prepared))
-    limits = Limits(context_tokens=256, batch_tokens=BATCH_TOKENS, sessions=8)
-    reader = VllmEngine(model, device="cpu", memory_bytes=64 << 20)
-    stages = []
-    for span in starmap(Span, pairwise(cuts)):
-        stage = VllmLayers(model, span, limits)
-        for tensors in reader._read(span):
-            stage.take(tensors)
-        stage.finish()
-        stage.resize(40, np.zeros(0, dtype=np.int64))
-        stages.append(stage)
+    stages = [_stage(prepared, span) for span in starmap(Span, pairwise(cuts))]
     requests = sorted({request for step in told.steps for request in step})
     pages = {request: np.arange(4) + 1 + 4 * n for n, request in enumerate(requests)}
     position = dict.fromkeys(requests, 0)
@@ -112,19 +103,29 @@ def again(prepared: str, cuts: list[int], told: Told, exact: bool) -> float:
     return worst
 
 
-def main() -> None:
-    """Compare, and say so."""
-    checkpoint, prepared, *splits = sys.argv[1:]
-    told, tokens = whole(checkpoint)
-    cuts = {split: [int(cut) for cut in split.split(",")] for split in splits}
-    exact, summed = ({split: again(prepared, cuts[split], told, how) for split in splits} for how in (True, False))
-    print(json.dumps({"tokens": tokens, "steps": len(told.steps), "exact": exact, "summed": summed}))
+def _stage(prepared: str, span: Span) -> VllmLayers:
+    model = read_prepared(Path(prepared))
+    stage = VllmLayers(model, span, Limits(context_tokens=CONTEXT, batch_tokens=BATCH_TOKENS, sessions=8))
+    for tensors in VllmEngine(model, device="cpu", memory_bytes=MEMORY)._read(span):
+        stage.take(tensors)
+    stage.finish()
+    stage.resize(40, np.zeros(0, dtype=np.int64))
+    return stage
 
 
 def _handed_on(result: Any, exact: bool) -> tuple[Any, Any]:
     if exact or result.residual is None:
         return result.hidden, result.residual
     return result.hidden + result.residual, None
+
+
+def main() -> None:
+    """Compare, and say so."""
+    for checkpoint, prepared, splits in json.loads(sys.stdin.readline()):
+        told, tokens = whole(checkpoint)
+        exact = [again(prepared, cuts, told, exact=True) for cuts in splits]
+        summed = again(prepared, splits[0], told, exact=False)
+        print(json.dumps({"tokens": tokens, "steps": len(told.steps), "exact": exact, "summed": summed}), flush=True)
 
 
 if __name__ == "__main__":
