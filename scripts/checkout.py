@@ -19,6 +19,11 @@ def enter() -> None:
     python = venv / "bin" / "python"
     if python.exists() and Path(sys.prefix) != venv:
         os.execv(python, [str(python), *sys.argv])
+    use_packages()
+
+
+def use_packages() -> None:
+    """Import the checkout's packages, whichever Python this is."""
     sys.path[:0] = [str(folder) for folder in PACKAGES]
 
 

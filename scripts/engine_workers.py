@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
+import checkout
+
 DTYPE = "bfloat16"
 MEMORY_BYTES = 3_000_000_000
 CONTEXT_MAX = 4608
@@ -47,15 +49,11 @@ def an_engine() -> Any:
     return TorchEngine(prepare(None, dtype=DTYPE), device="cpu", memory_bytes=MEMORY_BYTES, threads=1)
 
 
-class Ours:
-    """TorchEngine, all layers."""
+class Stages:
+    """Engines of ours, each with its part of the layers, in one process: what one puts out the next takes as bytes."""
 
-    def __init__(self, _: Path) -> None:
-        from helixnet.core.types import Span
-
-        self.engine = an_engine()
-        self.whole = Span(0, self.engine.manifest.layers)
-        self.engine.load(self.whole)
+    def __init__(self, engines: list[Any]) -> None:
+        self.stages = engines
         self._rows: dict[Any, tuple[int, int]] = {}
         """Position and token of each session's next step."""
         self._count = 0
@@ -69,7 +67,8 @@ class Ours:
 
         self._count += 1
         session = SessionId(f"s{self._count}")
-        self.engine.open(session, self.whole, context + 512)
+        for engine in self.stages:
+            engine.open(session, engine.held()[0], context + 512)
         token = self._run([(session, 0, prompt(context, self._count))])[0]
         self._rows[session] = (context, token)
 
@@ -77,11 +76,25 @@ class Ours:
         from helixnet.core.sampling import Sampling
         from helixnet.core.stage.work import Work
 
-        batch = [
-            Work(session=session, layers=self.whole, position=position, token_ids=tuple(ids), sample=Sampling())
-            for session, position, ids in rows
-        ]
-        return [done.token_id if done.token_id is not None else _failed(done.error) for done in self.engine.run(batch)]
+        came: list[Any] = [None] * len(rows)
+        for engine in self.stages:
+            span = engine.held()[0]
+            sample = Sampling() if span.stop == engine.manifest.layers else None
+            batch = [
+                Work(
+                    session=session,
+                    layers=span,
+                    position=position,
+                    token_ids=tuple(ids) if done is None else None,
+                    activation=None if done is None else done.activation,
+                    sample=sample,
+                )
+                for (session, position, ids), done in zip(rows, came, strict=True)
+            ]
+            came = engine.run(batch)
+            if failed := next((done.error for done in came if done.error), None):
+                raise SystemExit(f"the engine failed: {failed}")
+        return [done.token_id for done in came]
 
     def step(self) -> None:
         rows = [(session, position, [token]) for session, (position, token) in self._rows.items()]
@@ -90,12 +103,43 @@ class Ours:
 
     def end(self) -> None:
         for session in self._rows:
-            self.engine.release(session)
+            for engine in self.stages:
+                engine.release(session)
         self._rows.clear()
 
     def prefill(self, tokens: int) -> None:
         self._open(tokens)
         self.end()
+
+
+class Ours(Stages):
+    """TorchEngine, all layers."""
+
+    def __init__(self, _: Path) -> None:
+        from helixnet.core.types import Span
+
+        engine = an_engine()
+        engine.load(Span(0, engine.manifest.layers))
+        super().__init__([engine])
+
+
+class OnVllm(Stages):
+    """VllmEngine, three stages in this process."""
+
+    def __init__(self, _: Path) -> None:
+        set_for_vllm()
+        from helixnet.core.types import Span
+        from helixnet.engine.vllm_engine import VllmEngine
+        from helixnet.engine.weights.catalog import prepare
+
+        model = prepare(None, dtype=DTYPE)
+        third = model.manifest.layers // 3
+        engines = []
+        for number in range(3):
+            engine = VllmEngine(model, device="cpu", memory_bytes=MEMORY_BYTES // 3, batch_tokens=CONTEXT_MAX)
+            engine.load(Span(number * third, (number + 1) * third if number < 2 else model.manifest.layers))
+            engines.append(engine)
+        super().__init__(engines)
 
 
 class Transformers:
@@ -141,10 +185,7 @@ class Vllm:
     """vLLM's own LLM, eager, in this process."""
 
     def __init__(self, checkpoint: Path) -> None:
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = "2"
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        os.environ["OMP_NUM_THREADS"] = "1"
+        set_for_vllm()
         from vllm import LLM, SamplingParams
 
         self._params = SamplingParams
@@ -188,15 +229,23 @@ class Vllm:
             self._engine.step()
 
 
-WORKERS: dict[str, type[Any]] = {"torch": Ours, "transformers": Transformers, "vllm": Vllm}
+def set_for_vllm() -> None:
+    """One thread, in this process, and no more said than must be; before vLLM is imported."""
+    os.environ |= {
+        "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+    }
 
 
-def _failed(error: str | None) -> int:
-    raise SystemExit(f"the engine failed: {error}")
+WORKERS: dict[str, type[Any]] = {"torch": Ours, "transformers": Transformers, "vllm": Vllm, "stages": OnVllm}
+WITH_VLLM = ("vllm", "stages")
 
 
 def serve(name: str, checkpoint: Path) -> int:
     """Obey until stdin ends: `[method, *arguments]` in, seconds out."""
+    checkout.use_packages()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints is not an answer
     began = time.perf_counter()

@@ -162,11 +162,13 @@ def attend_rows(
     """Store key and value `[tokens, kv_heads, head_dim]`, then let `query` `[1, heads, tokens, head_dim]` attend."""
     index = layer - step.layers.start
     slots = step.slots[index]
-    kept = step.pool.k.dtype
-    step.pool.k_slots.index_copy_(0, slots, key.to(kept))
-    step.pool.v_slots.index_copy_(0, slots, value.to(kept))
-    given, query = query.dtype, query.to(widened(query.device, kept))
-    return _attend_all(step, index, query, rule).to(given)
+    kept, given = step.pool.k.dtype, query.dtype
+    if given != kept:
+        key, value = key.to(kept), value.to(kept)
+    step.pool.k_slots.index_copy_(0, slots, key)
+    step.pool.v_slots.index_copy_(0, slots, value)
+    seen = _attend_all(step, index, query.to(widened(query.device, kept)), rule)
+    return seen if seen.dtype == given else seen.to(given)
 
 
 def _attend_all(step: Step, index: int, query: torch.Tensor, rule: Rule) -> torch.Tensor:
@@ -231,7 +233,8 @@ def _scores(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None, rule: Rule
 ) -> torch.Tensor:
     """softmax(q k / ...) v, grouped query heads; `mask` is True where a token may look."""
-    keys, values = keys.to(query.dtype), values.to(query.dtype)
+    if keys.dtype != query.dtype:
+        keys, values = keys.to(query.dtype), values.to(query.dtype)
     if rule.softcap is None and rule.sinks is None and query.device.type == "cpu":
         # The heads that share keys as so many more queries of one: keys are read once for all of them. One or three
         # queries take up to twice as long as two or four.

@@ -25,6 +25,10 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 """How far a result may be from the module's, as `distance` measures it: a few roundings (0.6 to 1.2 % in bfloat16)."""
 
 
+Rotation = tuple[torch.Tensor, torch.Tensor]
+"""Cosines and sines of positions."""
+
+
 class _Joined:
     """Linear layers as one product. Until it is settled their own parameters stay, as views of one matrix."""
 
@@ -67,27 +71,28 @@ class FusedLayer:
         self._number = number
         self._dim: int = attention.head_dim
         self._qkv = _Joined([attention.q_proj, attention.k_proj, attention.v_proj])
-        self._dtype = self._qkv.product.dtype
-        self._norm_in = _norm(layer.input_layernorm, self._dtype)
-        self._norm_mlp = _norm(layer.post_attention_layernorm, self._dtype)
+        self.dtype = self._qkv.product.dtype
+        """In which it computes, and `rotation` comes."""
+        self._norm_in = _norm(layer.input_layernorm, self.dtype)
+        self._norm_mlp = _norm(layer.post_attention_layernorm, self.dtype)
         self._heads = attention.q_proj.out_features // self._dim
         self._kv_heads = attention.k_proj.out_features // self._dim
-        self._norm_q = _norm(attention.q_norm, self._dtype) if hasattr(attention, "q_norm") else None
-        self._norm_k = _norm(attention.k_norm, self._dtype) if hasattr(attention, "k_norm") else None
+        self._norm_q = _norm(attention.q_norm, self.dtype) if hasattr(attention, "q_norm") else None
+        self._norm_k = _norm(attention.k_norm, self.dtype) if hasattr(attention, "k_norm") else None
         self._out, self._down = _Joined([attention.o_proj]), _Joined([mlp.down_proj])
         self._gate_up = _Joined([mlp.gate_proj, mlp.up_proj])
         self._activate: Callable[[torch.Tensor], torch.Tensor] = mlp.act_fn
         self.rule = Rule(self._dim**-0.5, None, None, None)
 
-    def run(self, hidden: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    def run(self, hidden: torch.Tensor, rotation: Rotation) -> torch.Tensor:
         """`hidden` [1, tokens, hidden_size] through the layer, inside a running `Step`."""
-        rows = hidden[0].to(self._dtype)
+        rows = hidden[0] if hidden.dtype == self.dtype else hidden[0].to(self.dtype)
         tokens = rows.shape[0]
         mixed = self._qkv(self._norm_in(rows)).view(tokens, -1, self._dim)
         turning, value = mixed[:, : -self._kv_heads], mixed[:, -self._kv_heads :]
         if self._norm_q is not None and self._norm_k is not None:
             turning = torch.cat([self._norm_q(turning[:, : self._heads]), self._norm_k(turning[:, self._heads :])], 1)
-        cosines, sines = (part.to(self._dtype) for part in rotation)
+        cosines, sines = rotation
         turning = torch.addcmul(turning * cosines, turning.roll(self._dim // 2, 2), sines)
         query = turning[:, : self._heads].transpose(0, 1)[None]
         seen = attend_rows(running_step(), self._number, query, turning[:, self._heads :], value, self.rule)
@@ -95,7 +100,8 @@ class FusedLayer:
         rows = rows + self._out(seen)
         gate, up = self._gate_up(self._norm_mlp(rows)).chunk(2, dim=1)
         # Between layers numbers are as short as on the wire: where a pipeline is cut changes nothing.
-        return (rows + self._down(self._activate(gate) * up))[None].to(hidden.dtype)
+        rows = rows + self._down(self._activate(gate) * up)
+        return rows[None] if rows.dtype == hidden.dtype else rows[None].to(hidden.dtype)
 
     def settle(self) -> None:
         """It has proved equal: the module's own matrices may go where a faster form stands in for them."""
@@ -103,13 +109,14 @@ class FusedLayer:
             joined.settle()
 
 
-def rotation_of(cosines: torch.Tensor, sines: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def rotation_of(rotation: Rotation, dtype: torch.dtype) -> Rotation:
     """Cosines and sines [1, tokens, head_dim] as `[tokens, 1, head_dim]`, the sines signed for swapped halves.
 
     Rotating takes (x1, x2) to (-x2, x1); with the sign in the sines, swapping the halves is enough.
     """
+    cosines, sines = rotation
     first, second = sines[0].chunk(2, dim=1)
-    return cosines[0][:, None], torch.cat([-first, second], dim=1)[:, None]
+    return cosines[0][:, None].to(dtype), torch.cat([-first, second], dim=1)[:, None].to(dtype)
 
 
 def fuse(
@@ -134,7 +141,7 @@ def fuse(
             expected = run_plainly(probe)
             fused = FusedLayer(layer, number)
             fused.rule = step.rules[number]
-            got = fused.run(probe, rotation_of(*rotation))
+            got = fused.run(probe, rotation_of(rotation, fused.dtype))
     finally:
         pool.release(session)
     if distance(got, expected) > TOLERANCE[weight.dtype]:

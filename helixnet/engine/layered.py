@@ -160,9 +160,10 @@ class LayeredModel:
             if fused is None:
                 hidden = self._run_plainly(layer, hidden, positions, plain[kind])
                 continue
-            if kind not in signed:
-                signed[kind] = rotation_of(*plain[kind])
-            hidden = fused.run(hidden, signed[kind])
+            of = kind, fused.dtype
+            if of not in signed:
+                signed[of] = rotation_of(plain[kind], fused.dtype)
+            hidden = fused.run(hidden, signed[of])
         return hidden
 
     def _rotations(self, hidden: torch.Tensor, positions: torch.Tensor, kind: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -98,6 +99,7 @@ def _halves(device: torch.device, dtype: torch.dtype) -> bool:
     return widened(device, dtype) != dtype and "fbgemm" in torch.backends.quantized.supported_engines
 
 
+@cache
 def _multiplies(dtype: torch.dtype) -> bool:
     """Whether oneDNN has fast products of these numbers on this CPU."""
     if not torch.backends.mkldnn.is_available():
