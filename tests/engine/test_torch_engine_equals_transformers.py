@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import combinations, pairwise
 from typing import Any
 
 import pytest
+import torch
 
 from helixnet.core.prefix import BLOCK_TOKENS
 from helixnet.core.stage.work import Work
@@ -19,6 +22,8 @@ from tests.tiny_models import FAMILIES, LAYERS, reference, reference_tokens, wri
 MEMORY = 8_000_000
 PROMPT = [5, 17, 99, 3, 42, 64, 7, 7, 120, 11, 23, 56, 31]
 NEW = 12
+CLOSE = 2e-5
+"""Of the largest logit: float32 sums in another order."""
 
 
 class Tiny:
@@ -28,6 +33,7 @@ class Tiny:
         self.model = model
         self._whole = whole
         self._said: dict[tuple[int, ...], list[int]] = {}
+        self._logits: torch.Tensor | None = None
 
     def tokens(self, prompt: list[int]) -> list[int]:
         """The first `NEW` greedy tokens."""
@@ -35,6 +41,14 @@ class Tiny:
         if key not in self._said:
             self._said[key] = reference_tokens(self._whole, prompt, NEW)
         return self._said[key]
+
+    def logits(self) -> torch.Tensor:
+        """[NEW, vocab]: what it says after `PROMPT`, and after each of its own tokens but the last."""
+        if self._logits is None:
+            ids = torch.tensor([[*PROMPT, *self.tokens(PROMPT)[:-1]]])
+            with torch.inference_mode():
+                self._logits = self._whole(ids).logits[0, len(PROMPT) - 1 :]
+        return self._logits
 
 
 def engine_with(model: PreparedModel, *spans: Span) -> TorchEngine:
@@ -70,11 +84,29 @@ def splits() -> list[tuple[Span, ...]]:
     return found
 
 
-def test_every_split_of_the_layers_gives_the_whole_models_tokens(tiny: Tiny) -> None:
+@contextmanager
+def watched(engine: TorchEngine) -> Iterator[list[torch.Tensor]]:
+    """The logits that it computes, [rows, vocab] each time."""
+    seen: list[torch.Tensor] = []
+    compute = engine._model.logits
+
+    def watch(hidden: torch.Tensor) -> torch.Tensor:
+        seen.append(compute(hidden))
+        return seen[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine._model, "logits", watch)
+        yield seen
+
+
+def test_every_split_of_the_layers_gives_the_whole_models_logits_and_tokens(tiny: Tiny) -> None:
     engines = {span: engine_with(tiny.model, span) for spans in splits() for span in spans}
+    largest = float(tiny.logits().abs().max())
     for number, spans in enumerate(splits()):
         pipeline = Pipeline([(engines[span], span) for span in spans], f"s{number}", 64)
-        assert pipeline.generate(PROMPT, NEW) == tiny.tokens(PROMPT), spans
+        with watched(engines[spans[-1]]) as seen:
+            assert pipeline.generate(PROMPT, NEW) == tiny.tokens(PROMPT), spans
+        torch.testing.assert_close(torch.cat(seen), tiny.logits(), rtol=0, atol=CLOSE * largest)
 
 
 def test_stages_may_run_parts_of_overlapping_spans(tiny: Tiny) -> None:
