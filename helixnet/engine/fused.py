@@ -167,7 +167,9 @@ def _is_usual(layer: Any) -> bool:
     if inside != projections or {name for name, _ in mlp.named_children()} - {"act_fn"} != gates:
         return False
     linears = [getattr(attention, name) for name in projections] + [getattr(mlp, name) for name in gates]
-    return all(type(linear) is nn.Linear for linear in linears)
+    norms = [layer.input_layernorm, layer.post_attention_layernorm]
+    norms += [getattr(attention, name) for name in ("q_norm", "k_norm") if hasattr(attention, name)]
+    return all(type(linear) is nn.Linear for linear in linears) and all(hasattr(norm, "weight") for norm in norms)
 
 
 def _norm(module: Any, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:

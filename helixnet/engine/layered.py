@@ -16,6 +16,7 @@ from helixnet.core.errors import CorruptCheckpoint, ModelError
 from helixnet.core.stage.pages import PAGE_TOKENS
 from helixnet.engine.attention import ATTENTION_NAME, attend
 from helixnet.engine.base import Progress
+from helixnet.engine.fitness import refuse_unfit
 from helixnet.engine.fused import PROBE_TOKENS, TOLERANCE, FusedLayer, distance, fuse, rotation_of
 from helixnet.engine.kv import KvPool
 from helixnet.engine.products import Product, column_wise, has_own_form, kept_bytes
@@ -59,6 +60,8 @@ class LayeredModel:
         _fill_buffers(self._model, device)
         self.held: set[Part] = set()
         self._fused: dict[int, FusedLayer] = {}
+        self._fit: set[tuple[type, Any]] = set()
+        """Kinds of layers that were tried."""
         self._probe_pool = KvPool(manifest.kv_heads, manifest.head_dim, getattr(torch, manifest.dtype), device)
         self._embed: Callable[[torch.Tensor], torch.Tensor] = self._embed_as_written
         self._head: Callable[[torch.Tensor], torch.Tensor] = self._head_as_written
@@ -121,6 +124,11 @@ class LayeredModel:
         self._freed -= loaded.keys()
         loaded.clear()  # so that fusing frees each layer's separate matrices as it joins them
         self.held.update(parts)
+        try:
+            self._refuse_unfit(part for part in parts if isinstance(part, int))
+        except ModelError:
+            self.drop(parts)
+            raise
         self._choose_ends(parts)
         self._fuse([part for part in parts if isinstance(part, int)])
 
@@ -169,17 +177,37 @@ class LayeredModel:
     def _rotations(self, hidden: torch.Tensor, positions: torch.Tensor, kind: Any) -> Any:
         return self._rotary(hidden, positions, kind) if self._rotary_by_type else self._rotary(hidden, positions)
 
-    def _run_plainly(self, layer: int, hidden: torch.Tensor, positions: torch.Tensor, rotation: Any) -> torch.Tensor:
-        """The layer's own code."""
+    def _run_plainly(
+        self, layer: int, hidden: torch.Tensor, positions: torch.Tensor, rotation: Any, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The layer's own code; our attention needs no mask."""
         output = self._layers[layer].forward(
             hidden,
-            attention_mask=None,
+            attention_mask=mask,
             position_ids=positions,
             past_key_values=None,
             use_cache=False,
             position_embeddings=rotation,
         )
         return output[0] if isinstance(output, tuple) else output
+
+    def _refuse_unfit(self, layers: Iterable[int]) -> None:
+        """Raises ModelError if layers of a kind not seen before cannot be run by us."""
+        self._probe_pool.resize(1)
+        for layer in layers:
+            kind = type(self._layers[layer]), self._layer_types[layer]
+            if kind in self._fit:
+                continue
+
+            def run(
+                hidden: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, layer: int = layer
+            ) -> torch.Tensor:
+                rotation = self._rotations(hidden, positions, self._layer_types[layer])
+                return self._run_plainly(layer, hidden, positions, rotation, mask)
+
+            size = self._model.config.hidden_size
+            refuse_unfit(type(self._model).__name__, self._model.config, layer, run, self._probe_pool, size)
+            self._fit.add(kind)
 
     def _fuse(self, layers: Iterable[int]) -> None:
         """Find out which layers may run fused (see `fused`)."""

@@ -67,8 +67,23 @@ def is_tied(model: Any) -> bool:
     return model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
+def kv_shape(config: Any, name: str) -> tuple[int, int]:
+    """Key-value heads and numbers of a head, of every layer. Raises ModelError if layers differ in that."""
+    try:
+        heads = config.num_attention_heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        return int(kv_heads), int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    except (AttributeError, TypeError, ValueError) as error:  # also transformers' own for what is not the same in all
+        raise ModelError(
+            f"layers of {name} have keys and values of different shapes; this version cannot serve it"
+        ) from error
+
+
 def sizes(model: Any, dtype: str) -> tuple[int, int, int]:
-    """Bytes as served of (the largest layer, what the first stage adds, what the last stage adds)."""
+    """Bytes as served of (the largest layer, what the first stage adds, what the last stage adds).
+
+    Raises ModelError if it has no list of layers.
+    """
     width = DTYPE_BYTES[dtype]
     layers: dict[int, int] = {}
     embedding = model.get_input_embeddings().weight.numel() * width
@@ -80,4 +95,6 @@ def sizes(model: Any, dtype: str) -> tuple[int, int, int]:
             layers[layer] = layers.get(layer, 0) + tensor.numel() * width
         elif id(tensor) not in ends:
             head += tensor.numel() * width
+    if not layers:
+        raise ModelError(f"{type(model).__name__} is not built of decoder layers that this version can split")
     return max(layers.values()), embedding, head

@@ -42,7 +42,7 @@ def assemble(folder: Path, parts: Ingredients, model_class: Any, model: Any, rec
         raise ModelError(f"a model is served as {', '.join(DTYPE_BYTES)}, not {parts.dtype!r}; pass --dtype")
     config = model.config
     layer_bytes, embedding_bytes, head_bytes = architecture.sizes(model, parts.dtype)
-    heads = config.num_attention_heads
+    kv_heads, head_dim = architecture.kv_shape(config, model_class.__name__)
     manifest = Manifest(
         name=parts.name,
         architecture=model_class.__name__,
@@ -50,8 +50,8 @@ def assemble(folder: Path, parts: Ingredients, model_class: Any, model: Any, rec
         hidden_size=config.hidden_size,
         vocab_size=config.vocab_size,
         context_tokens=config.max_position_embeddings,
-        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
         dtype=parts.dtype,
         layer_bytes=layer_bytes,
         embedding_bytes=embedding_bytes,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from helixnet.core.errors import CorruptCheckpoint, ModelError
+from helixnet.core.errors import CorruptCheckpoint, HelixError, ModelError
 from helixnet.core.model import ChatFormat
 from helixnet.engine.base import Progress
 from helixnet.engine.weights import architecture, convert
@@ -105,9 +105,17 @@ def prepare_texts(
         if needed not in texts:
             raise ModelError(f"the checkpoint {name} has no {needed}; download it next to the weights")
     config = _json(texts, "config.json")
-    model_class, text_config = architecture.causal_class(config)
     dtype = dtype or _stored_dtype(config)
-    model = architecture.build_skeleton(model_class, text_config, dtype, "eager")
+    try:
+        model_class, text_config = architecture.causal_class(config)
+        model = architecture.build_skeleton(model_class, text_config, dtype, "eager")
+    except HelixError:
+        raise
+    except Exception as error:  # a config may be odd in any way
+        problem = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise ModelError(
+            f"transformers makes no model of type {config.get('model_type')!r} of {name} ({problem})"
+        ) from error
     missing = convert.missing_parameters(source, model)
     if missing:
         raise CorruptCheckpoint(f"{name} lacks {len(missing)} tensors of its architecture, {missing[0]} among them")
