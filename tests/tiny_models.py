@@ -116,15 +116,14 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-def reference(folder: Path) -> Any:
-    """Transformers' own whole model of a checkpoint folder, in float32.
+def reference(folder: Path, dtype: str = "float32") -> Any:
+    """Transformers' own whole model of a checkpoint folder.
 
     With its plainest attention: the others leave out what their kernels have no word for, such as Gemma 2's soft caps.
     """
-    import torch
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
 
 
 def reference_tokens(model: Any, prompt: list[int], count: int) -> list[int]:
@@ -138,8 +137,11 @@ def reference_tokens(model: Any, prompt: list[int], count: int) -> list[int]:
     return [int(token) for token in output[0, len(prompt) :]]
 
 
-def write_gguf(path: Path, *, seed: int = 0) -> Path:
-    """Write a tiny random Llama as a GGUF file (float32, q8_0 for the feed-forward), as llama.cpp's converter would."""
+def write_gguf(path: Path, *, seed: int = 0, layers_in: str | None = None) -> Path:
+    """Write a tiny random Llama as a GGUF file, as llama.cpp's converter would.
+
+    Float32, with Q8_0 for the feed-forward; or all matrices of layers in the GGML type `layers_in`.
+    """
     import gguf
     import numpy as np
 
@@ -168,8 +170,9 @@ def write_gguf(path: Path, *, seed: int = 0) -> Path:
         values: Any = (random.standard_normal(shape) * 0.3).astype(np.float32)
         if name.endswith("norm.weight"):
             values = 1 + values / 3
-        if quantized:
-            kind = gguf.GGMLQuantizationType.Q8_0
+        in_layer = layers_in is not None and len(shape) == 2 and name.startswith("blk")
+        if quantized or in_layer:
+            kind = gguf.GGMLQuantizationType[layers_in if in_layer and layers_in else "Q8_0"]
             writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
         else:
             writer.add_tensor(name, values)

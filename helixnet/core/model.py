@@ -9,6 +9,7 @@ import msgspec
 
 from helixnet.core.types import LAYERS_MAX
 
+QUANTIZATION_CHARS_MAX = 32
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -44,10 +45,15 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     config_sha256: str
     tokenizer_sha256: str
     weights_sha256: str
+    quantization: str = ""
+    """In which fewer bits matrices of layers are kept: int8, int4, stored (as a GGUF file has them), or what the
+    checkpoint itself says; empty if they are of `dtype`. Sizes are those of the kept form."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.layers <= LAYERS_MAX:
             raise ValueError(f"a model needs 1 to {LAYERS_MAX} layers, not {self.layers}")
+        if len(self.quantization) > QUANTIZATION_CHARS_MAX:
+            raise ValueError("a quantization has a short name")
         if self.dtype not in DTYPE_BYTES:
             raise ValueError(f"dtype is one of {', '.join(DTYPE_BYTES)}, not {self.dtype!r}")
         for field in ("hidden_size", "vocab_size", "context_tokens", "kv_heads", "head_dim", "layer_bytes"):

@@ -6,6 +6,8 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
+from helixnet.engine.weights.keeping import QUANTIZE_HELP
+
 if TYPE_CHECKING:
     from helixnet.daemon.config import Settings
 
@@ -39,11 +41,13 @@ def add_client_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Who computes."""
+    """Who computes, and with which numbers."""
     parser.add_argument(
         "--engine", metavar="E", help="auto, torch or vllm (default: auto, whichever is installed and faster here)"
     )
     parser.add_argument("--vllm-python", metavar="FILE", help="a Python that has vLLM, if this one has not")
+    parser.add_argument("--dtype", metavar="T", help="float32, bfloat16 or float16; the same on every peer")
+    parser.add_argument("--quantize", metavar="Q", help=f"{QUANTIZE_HELP}; the same on every peer")
 
 
 def client_arguments(arguments: argparse.Namespace) -> dict[str, Any]:

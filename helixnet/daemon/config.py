@@ -39,6 +39,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     join: tuple[str, ...] = ()
     model: str | None = None
     dtype: str | None = None
+    quantize: str | None = None
     memory: str | None = None
     device: str = "auto"
     threads: int | None = None

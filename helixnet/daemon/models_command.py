@@ -13,6 +13,7 @@ from rich.table import Table
 from helixnet.core.model import DTYPE_BYTES
 from helixnet.daemon.wording import size
 from helixnet.engine.weights.catalog import DEFAULT_MODEL, list_prepared, prepare
+from helixnet.engine.weights.keeping import QUANTIZATIONS, QUANTIZE_HELP
 
 if TYPE_CHECKING:
     from helixnet.engine.weights.prepared import PreparedModel
@@ -32,6 +33,7 @@ def add_models_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentPa
             help=f"folder with safetensors, GGUF file, hub id (owner/name) or name; default {DEFAULT_MODEL}",
         )
         command.add_argument("--dtype", choices=sorted(DTYPE_BYTES), help="what to serve it in")
+        command.add_argument("--quantize", choices=QUANTIZATIONS, help=QUANTIZE_HELP)
         command.set_defaults(func=run_models)
 
 
@@ -41,20 +43,25 @@ def run_models(args: argparse.Namespace) -> int:
     if args.models_action == "list":
         _print_list(console)
     elif args.models_action == "pull":
-        model = pull(args.model, args.dtype, console)
+        model = pull(args.model, args.dtype, args.quantize, console)
         console.print(f"[bold]{model.manifest.name}[/] is ready ({size(_weights_bytes(model), 'B')} as served)")
     else:
-        _print_info(console, prepare(args.model, dtype=args.dtype))
+        _print_info(console, prepare(args.model, dtype=args.dtype, quantize=args.quantize))
     return 0
 
 
-def pull(name: str | None, dtype: str | None, console: Console) -> PreparedModel:
+def pull(name: str | None, dtype: str | None, quantize: str | None, console: Console) -> PreparedModel:
     """Prepare a model while a progress bar shows what is fetched and hashed."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     hidden = not console.is_terminal  # a log file gets no bar, and no blank lines instead of one
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task(f"Preparing {name or DEFAULT_MODEL}", total=None)
-        return prepare(name, dtype=dtype, progress=lambda done, total: bar.update(task, completed=done, total=total))
+        return prepare(
+            name,
+            dtype=dtype,
+            quantize=quantize,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
 
 
 def _print_list(console: Console) -> None:
@@ -62,10 +69,10 @@ def _print_list(console: Console) -> None:
     if not models:
         console.print("No model is prepared yet; `helixnet models pull` fetches the default one.")
         return
-    table = Table("name", "layers", "dtype", "size", "manifest", box=box.SIMPLE_HEAD)
+    table = Table("name", "layers", "weights", "size", "manifest", box=box.SIMPLE_HEAD)
     for model in models:
         manifest = model.manifest
-        row = (manifest.name, str(manifest.layers), manifest.dtype)
+        row = (manifest.name, str(manifest.layers), _weights(model))
         table.add_row(*row, size(_weights_bytes(model), "B"), manifest.hash[:12])
     console.print(table)
 
@@ -84,13 +91,18 @@ def _print_info(console: Console, model: PreparedModel) -> None:
         ("context", f"{manifest.context_tokens} tokens"),
         ("KV", f"{size(manifest.kv_bytes * manifest.layers, 'B')} a token in all layers"),
         ("activation", f"{size(manifest.activation_bytes, 'B')} a token and hop"),
-        ("dtype", manifest.dtype),
+        ("weights", _weights(model)),
         ("source", f"{manifest.source_format}, SHA-256 {manifest.weights_sha256}"),
         ("chat", "has a chat template" if model.chat.template else "base model, no chat template"),
         ("folder", str(model.folder)),
     ):
         table.add_row(key, value)
     console.print(table)
+
+
+def _weights(model: PreparedModel) -> str:
+    manifest = model.manifest
+    return f"{manifest.quantization}, computed in {manifest.dtype}" if manifest.quantization else manifest.dtype
 
 
 def _weights_bytes(model: PreparedModel) -> int:

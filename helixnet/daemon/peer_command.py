@@ -30,7 +30,6 @@ def add_peer_parser(commands: Commands) -> None:
         "--threads", type=int, metavar="N", help="CPU threads (default: the number measured as fastest)"
     )
     add_engine_arguments(parser)
-    parser.add_argument("--dtype", metavar="T", help="float32, bfloat16 or float16; the same on every peer")
     parser.add_argument("--name", help="what people call this peer (default: this machine's name)")
     parser.add_argument("--listen", action="append", metavar="ADDR", help="where to listen; may be repeated")
     parser.add_argument("--announce", action="append", metavar="ADDR", help="address to tell others; may be repeated")
@@ -61,7 +60,7 @@ def run_peer(arguments: argparse.Namespace) -> int:
     from helixnet.daemon.narrate import Narrator
 
     console = Console(highlight=False)
-    model = pull(settings.model, settings.dtype, console)
+    model = pull(settings.model, settings.dtype, settings.quantize, console)
     console.print(f"serving {model.manifest.name} to the network {settings.network!r} as {settings.peer_name}")
     narrator = Narrator(console, lambda: process.peer)
 

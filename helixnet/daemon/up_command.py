@@ -53,7 +53,6 @@ def add_up_parser(commands: Commands) -> None:
     parser.add_argument("--network", metavar="NAME", help="the network's name (default: main)")
     parser.add_argument("--preset", metavar="P", help="timing: lan, wan or home (default: lan)")
     parser.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
-    parser.add_argument("--dtype", metavar="T", help="float32, bfloat16 or float16")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of each peer (default: cores / peers)")
     add_engine_arguments(parser)
     parser.add_argument(
@@ -84,7 +83,7 @@ def run_up(arguments: argparse.Namespace) -> int:
     asked = up_plan.budgets_from(memory, arguments.peers) if memory else None
     console = Console(highlight=False, stderr=arguments.json)
     with only_one() as folder:
-        model = pull(settings.model, settings.dtype, console)
+        model = pull(settings.model, settings.dtype, settings.quantize, console)
         sizes = asked or up_plan.budgets(model.manifest, arguments.peers or up_plan.PEERS_DEFAULT)
         swarm = LocalSwarm(settings, sizes, folder, arguments.base_port or 0)
         asyncio.run(_run(swarm, model.manifest, began, console, as_json=arguments.json))
@@ -141,6 +140,7 @@ class LocalSwarm:
                 *(part for address in self.join for part in ("--join", address)),
                 *(("--model", self.settings.model) if self.settings.model else ()),
                 *(("--dtype", self.settings.dtype) if self.settings.dtype else ()),
+                *(("--quantize", self.settings.quantize) if self.settings.quantize else ()),
                 *("--engine", self.settings.engine),
                 *(("--vllm-python", self.settings.vllm_python) if self.settings.vllm_python else ()),
             ]

@@ -42,7 +42,7 @@ def choose(model: PreparedModel, wish: Wish, memory_bytes: int, progress: Progre
 
     Raises UsageError for an engine that is not there, MemoryTooSmall, and whatever keeps the only one from working.
     """
-    kinds = kinds_for(wish.engine, wish.device, wish.vllm_python)
+    kinds = kinds_for(wish.engine, wish.device, wish.vllm_python, model.manifest.quantization)
     found: list[tuple[float, Kind, Capability]] = []
     problem = ""
     threads = wish.threads

@@ -8,7 +8,7 @@ Whether that computes the same is not assumed from names: both are run on a prob
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from torch import nn
 from helixnet.core.types import SessionId, Span
 from helixnet.engine.attention import Row, Rule, Step, attend_rows, running_step
 from helixnet.engine.kv import KvPool
-from helixnet.engine.products import Product, column_wise
+from helixnet.engine.linears import Joined, Kept
+from helixnet.engine.products import widened
 
 PROBE_TOKENS = 5
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
@@ -29,58 +30,25 @@ Rotation = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines of positions."""
 
 
-class _Joined:
-    """Linear layers as one product. Until it is settled their own parameters stay, as views of one matrix."""
-
-    def __init__(self, linears: Sequence[nn.Linear]) -> None:
-        self._linears = linears
-        weights: list[torch.Tensor] = [linear.weight for linear in linears]
-        biases: list[torch.Tensor | None] = [linear.bias for linear in linears]
-        present = [bias for bias in biases if bias is not None]
-        self._bias = torch.cat(present) if present else None
-        self._weight = column_wise(torch.cat(weights))
-        self.product = Product(self._weight, self._bias)
-        self._share()
-
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """`rows` [tokens, inputs] to [tokens, sum of outputs]."""
-        return self.product(rows)
-
-    def settle(self) -> None:
-        """It has proved right: free the matrix if the product has a form of its own."""
-        if self.product.is_copy:
-            self._weight = self._weight.to("meta")
-            self._share()
-
-    def _share(self) -> None:
-        """Make the linear layers' own parameters views of what is kept."""
-        start = 0
-        for linear in self._linears:
-            stop = start + linear.out_features
-            linear.weight = nn.Parameter(self._weight[start:stop], requires_grad=False)
-            if self._bias is not None:
-                linear.bias = nn.Parameter(self._bias[start:stop], requires_grad=False)
-            start = stop
-
-
 class FusedLayer:
     """Runs one decoder layer; `rotation` is what `rotation_of` makes of the layer's cosines and sines."""
 
-    def __init__(self, layer: Any, number: int) -> None:
+    def __init__(self, layer: Any, number: int, kept: Kept) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self._number = number
         self._dim: int = attention.head_dim
-        self._qkv = _Joined([attention.q_proj, attention.k_proj, attention.v_proj])
-        self.dtype = self._qkv.product.dtype
+        stored = attention.q_proj.weight
+        self.dtype = widened(stored.device, stored.dtype)
         """In which it computes, and `rotation` comes."""
+        self._qkv = Joined([attention.q_proj, attention.k_proj, attention.v_proj], kept)
         self._norm_in = _norm(layer.input_layernorm, self.dtype)
         self._norm_mlp = _norm(layer.post_attention_layernorm, self.dtype)
         self._heads = attention.q_proj.out_features // self._dim
         self._kv_heads = attention.k_proj.out_features // self._dim
         self._norm_q = _norm(attention.q_norm, self.dtype) if hasattr(attention, "q_norm") else None
         self._norm_k = _norm(attention.k_norm, self.dtype) if hasattr(attention, "k_norm") else None
-        self._out, self._down = _Joined([attention.o_proj]), _Joined([mlp.down_proj])
-        self._gate_up = _Joined([mlp.gate_proj, mlp.up_proj])
+        self._out, self._down = Joined([attention.o_proj], kept), Joined([mlp.down_proj], kept)
+        self._gate_up = Joined([mlp.gate_proj, mlp.up_proj], kept)
         self._activate: Callable[[torch.Tensor], torch.Tensor] = mlp.act_fn
         self.rule = Rule(self._dim**-0.5, None, None, None)
 
@@ -120,12 +88,18 @@ def rotation_of(rotation: Rotation, dtype: torch.dtype) -> Rotation:
 
 
 def fuse(
-    layer: Any, number: int, run_plainly: Callable[[torch.Tensor], torch.Tensor], rotation: Any, pool: KvPool
+    layer: Any,
+    number: int,
+    run_plainly: Callable[[torch.Tensor], torch.Tensor],
+    rotation: Any,
+    pool: KvPool,
+    kept: Kept,
 ) -> FusedLayer | None:
     """The layer fused, or None if it is built otherwise or does not compute the same.
 
     `run_plainly` runs the module itself on the probe; `rotation` holds the probe's cosines and sines
-    (`PROBE_TOKENS` positions from 0); `pool` is a small one of the layer's KV shape.
+    (`PROBE_TOKENS` positions from 0); `pool` is a small one of the layer's KV shape; `kept` are its quantized matrices,
+    of which the module has the dense ones until this is settled.
     """
     if not _is_usual(layer) or rotation[0].shape[-1] != layer.self_attn.head_dim:
         return None
@@ -139,7 +113,7 @@ def fuse(
     try:
         with torch.inference_mode(), Step(pool, span, rows, gather_pages=0) as step:
             expected = run_plainly(probe)
-            fused = FusedLayer(layer, number)
+            fused = FusedLayer(layer, number, kept)
             fused.rule = step.rules[number]
             got = fused.run(probe, rotation_of(rotation, fused.dtype))
     finally:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from helixnet.core.errors import UsageError
 from helixnet.engine.base import Engine
+from helixnet.engine.weights import keeping
 from helixnet.engine.weights.prepared import PreparedModel
 
 WISHES = ("auto", "torch", "vllm")
@@ -74,11 +75,14 @@ def vllm_kind(python: str | None) -> Kind | None:
     return Kind("vllm", version, program) if said.returncode == 0 and version else None
 
 
-def kinds_for(wish: str, device: str, vllm_python: str | None) -> tuple[Kind, ...]:
+def kinds_for(wish: str, device: str, vllm_python: str | None = None, quantization: str = "") -> tuple[Kind, ...]:
     """The engines that come into question for `auto`, `torch` or `vllm`, ours first.
 
-    Raises UsageError if what was asked for is not there.
+    Each knows its own ways to keep weights in fewer bits; `quantization` is the model's. Raises UsageError if what was
+    asked for is not there, or does not know this one.
     """
+    if quantization:
+        wish = _knowing(quantization, wish)
     found = vllm_kind(vllm_python) if wish != "torch" and device != "mps" and sys.platform == "linux" else None
     if wish == "vllm" and found is None:
         raise UsageError(
@@ -88,3 +92,11 @@ def kinds_for(wish: str, device: str, vllm_python: str | None) -> tuple[Kind, ..
     if wish == "vllm" and found is not None:
         return (found,)
     return (torch_kind(), found) if found is not None else (torch_kind(),)
+
+
+def _knowing(quantization: str, wish: str) -> str:
+    """Which one has to be asked for, since only it knows these weights."""
+    only = "torch" if keeping.is_ours(quantization) else "vllm"
+    if wish not in (only, "auto"):
+        raise UsageError(f"weights in {quantization} can only be served with --engine {only}, not with {wish}")
+    return only

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from helixnet.engine.quantized import COMPUTED_IN, Quantized, product
+
 PACKED_FOR_ROWS = 16
 """The batch oneDNN's layout is chosen for; measured good from 1 row to 64."""
 HALF_MAX = 65504.0
@@ -19,7 +21,7 @@ HALVES = (torch.bfloat16, torch.float16)
 
 
 class Product:
-    """`rows @ weight.T + bias`. `dtype` is what rows come and go in; `is_copy` if `weight` itself is not needed for it.
+    """`rows @ weight.T + bias`. `dtype` is what it computes in; `is_copy` if `weight` itself is not needed for it.
 
     On CPUs there are three forms. Numbers that the CPU multiplies (float32, and bfloat16 where it has instructions for
     it) go into oneDNN's own layout: in float32 a layer's products take 1.0, 1.4, 1.9 and 2.5 ms for 1, 4, 8 and 16
@@ -30,9 +32,13 @@ class Product:
     else is kept as it is.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self.dtype, self.is_copy = weight.dtype, True
+    def __init__(self, weight: torch.Tensor | Quantized, bias: torch.Tensor | None) -> None:
+        self.is_copy = True
         self._run: Callable[[torch.Tensor], torch.Tensor]
+        if isinstance(weight, Quantized):
+            self.dtype, self._run = COMPUTED_IN, product(weight, bias)
+            return
+        self.dtype = weight.dtype
         if _packs(weight.device, weight.dtype):
             packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR_ROWS)
             self._run = lambda rows: torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
@@ -44,8 +50,10 @@ class Product:
             self._run = lambda rows: F.linear(rows, weight, bias)
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """`rows` [tokens, inputs] to [tokens, outputs]."""
-        return self._run(rows)
+        """`rows` [tokens, inputs] to [tokens, outputs], in the dtype that they come in."""
+        if rows.dtype == self.dtype:
+            return self._run(rows)
+        return self._run(rows.to(self.dtype)).to(rows.dtype)
 
 
 def _halved(weight: torch.Tensor, bias: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:

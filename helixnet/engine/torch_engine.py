@@ -10,8 +10,9 @@ from helixnet.core.stage.pages import PAGE_TOKENS
 from helixnet.core.types import SessionId, Span, runs
 from helixnet.engine.attention import Row, Step, length_class
 from helixnet.engine.base import Progress
+from helixnet.engine.ends import Part
 from helixnet.engine.kv import KvPool
-from helixnet.engine.layered import LayeredModel, Part
+from helixnet.engine.layered import LayeredModel
 from helixnet.engine.memory import given_back
 from helixnet.engine.staged import Item, StagedEngine
 from helixnet.engine.weights.prepared import PreparedModel

@@ -18,7 +18,7 @@ from helixnet.engine.memory import given_back
 from helixnet.engine.page_table import PageTable
 from helixnet.engine.staged import Item, StagedEngine
 from helixnet.engine.vllm_layers import PAGE_TOKENS, Limits, Result, Row, VllmLayers
-from helixnet.engine.weights import architecture, convert
+from helixnet.engine.weights import architecture, convert, keeping
 from helixnet.engine.weights.prepared import PreparedModel
 from helixnet.engine.weights.source import WeightSource
 
@@ -71,6 +71,8 @@ class VllmEngine(StagedEngine):
         self, model: PreparedModel, *, device: str, memory_bytes: int, batch_tokens: int = BATCH_TOKENS
     ) -> None:
         manifest = model.manifest
+        if keeping.is_ours(manifest.quantization):
+            raise ModelError(f"vLLM has no weights in {manifest.quantization} as we keep them; try --engine torch")
         self._pool = _Pages()
         super().__init__(manifest, torch.device(device), self._pool)
         self._prepared = model
@@ -199,24 +201,11 @@ class VllmEngine(StagedEngine):
             yield [(names[stored], tensor) for stored, tensor in source.read(sorted(names))]
 
     def _names(self, source: WeightSource) -> Iterator[tuple[str, str]]:
-        """As they are stored, and as vLLM knows them: the same, but for what a larger model calls its text decoder."""
-        names = list(source.shapes())
-        if source.native_names:
-            yield from zip(names, names, strict=True)
-            return
+        """As they are stored, and as vLLM knows them."""
         record, manifest = self._prepared.record, self._manifest
         model_class = architecture.load_class(record.modeling_module, manifest.architecture)
         config = model_class.config_class.from_dict(dict(self._prepared.config))
-        skeleton = architecture.build_skeleton(model_class, config, manifest.dtype, "eager")
-        plan = convert.plan(source, skeleton)
-        # The embedding has one name in all families that can be loaded here; what stands before it stands before all.
-        target = next(
-            name for name, value in skeleton.named_parameters() if value is skeleton.get_input_embeddings().weight
-        )
-        stored = plan[target].names[0]
-        for group in plan.values():
-            for name in group.names:
-                yield name, _renamed(name, stored, target)
+        return convert.decoder_names(source, architecture.build_skeleton(model_class, config, manifest.dtype, "eager"))
 
     def _refuse_too_large(self, layers: set[int], span: Span) -> None:
         needed = self._weights(layers)
@@ -249,13 +238,6 @@ def _row(item: Item, start: int, stop: int) -> Row:
 def _joined(pieces: list[torch.Tensor | None]) -> torch.Tensor | None:
     there = [piece for piece in pieces if piece is not None]
     return torch.cat(there) if len(there) > 1 else there[0] if there else None
-
-
-def _renamed(name: str, stored: str, target: str) -> str:
-    """A tensor's name if the one that is stored as `stored` is called `target`: at most their beginnings differ."""
-    while stored and target and stored[-1] == target[-1]:
-        stored, target = stored[:-1], target[:-1]
-    return target + name.removeprefix(stored)
 
 
 def _take(stage: VllmLayers, tensors: Tensors, name: str) -> None:

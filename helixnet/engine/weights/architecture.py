@@ -15,6 +15,7 @@ import torch
 
 from helixnet.core.errors import ModelError
 from helixnet.core.model import DTYPE_BYTES
+from helixnet.engine.weights.keeping import DENSE, form_bytes
 
 MODELING_PREFIX = "transformers.models."
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
@@ -79,10 +80,19 @@ def kv_shape(config: Any, name: str) -> tuple[int, int]:
         ) from error
 
 
-def sizes(model: Any, dtype: str) -> tuple[int, int, int]:
+def layer_linears(model: Any) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the matrices in decoder layers that are multiplied as they are."""
+    return {
+        f"{name}.weight": tuple(module.weight.shape)
+        for name, module in model.named_modules()
+        if type(module) is torch.nn.Linear and layer_of(f"{name}.weight") is not None
+    }
+
+
+def sizes(model: Any, dtype: str, forms: Mapping[str, str]) -> tuple[int, int, int]:
     """Bytes as served of (the largest layer, what the first stage adds, what the last stage adds).
 
-    Raises ModelError if it has no list of layers.
+    `forms` says which matrices are kept in fewer bits. Raises ModelError if it has no list of layers.
     """
     width = DTYPE_BYTES[dtype]
     layers: dict[int, int] = {}
@@ -92,9 +102,26 @@ def sizes(model: Any, dtype: str) -> tuple[int, int, int]:
     for name, tensor in model.state_dict(keep_vars=True).items():
         layer = layer_of(name)
         if layer is not None:
-            layers[layer] = layers.get(layer, 0) + tensor.numel() * width
+            size = form_bytes(forms.get(name, DENSE), tuple(tensor.shape), width)
+            layers[layer] = layers.get(layer, 0) + size
         elif id(tensor) not in ends:
             head += tensor.numel() * width
     if not layers:
         raise ModelError(f"{type(model).__name__} is not built of decoder layers that this version can split")
     return max(layers.values()), embedding, head
+
+
+def fill_buffers(model: Any, device: torch.device) -> None:
+    """Compute the buffers no checkpoint holds (rotary frequencies, embedding scales), as transformers itself does."""
+    saved = set(model.state_dict())
+    for prefix, module in model.named_modules():
+        computed = [name for name in module._buffers if f"{prefix}.{name}".lstrip(".") not in saved]
+        if not computed:
+            continue
+        for name in computed:
+            module._buffers[name] = torch.full_like(module._buffers[name], torch.nan, device=device)
+        with torch.no_grad():
+            model._init_weights(module)
+        for name in computed:
+            if torch.isnan(module._buffers[name]).any():
+                raise ModelError(f"transformers does not say how to fill {prefix}.{name}; this model cannot be split")

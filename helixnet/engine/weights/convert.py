@@ -82,6 +82,45 @@ def plan(source: WeightSource, model: Any) -> dict[str, Group]:
     return groups
 
 
+def decoder_names(source: WeightSource, model: Any) -> Iterator[tuple[str, str]]:
+    """The decoder's tensors as they are stored, and as a checkpoint of the decoder alone would call them.
+
+    Also those that the module has no use for, such as scales of matrices that came quantized; but not those of the
+    rest of a larger model.
+    """
+    names = list(source.shapes())
+    if source.native_names:
+        yield from zip(names, names, strict=True)
+        return
+    groups = plan(source, model)
+    known = {name for group in groups.values() for name in group.names}
+    # The embedding is one tensor in all families that can be loaded; what stands before it stands before all.
+    embedding = model.get_input_embeddings().weight
+    target = next(name for name, value in model.named_parameters() if value is embedding)
+    if target not in groups:
+        raise CorruptCheckpoint(f"the checkpoint has no {target}")
+    before, after = _beginnings(groups[target].names[0], target)
+    for name in names:
+        if name in known or (name.startswith(before) and architecture.layer_of(name) is not None):
+            yield name, after + name.removeprefix(before)
+
+
+def stored_sizes(source: WeightSource, model: Any) -> tuple[int, int, int]:
+    """Bytes of (the largest layer, embedding, the rest) of a checkpoint whose matrices came quantized."""
+    stored, layers, ends = source.stored_bytes(), dict.fromkeys(range(model.config.num_hidden_layers), 0), [0, 0]
+    for name, called in decoder_names(source, model):
+        layer = architecture.layer_of(called)
+        if layer is not None:
+            layers[layer] += stored[name]
+        else:
+            ends["embed" not in called] += stored[name]
+    empty = [layer for layer, size in layers.items() if not size]
+    if empty:
+        raise CorruptCheckpoint(f"the checkpoint has nothing of layer {empty[0]}")
+    embedding, head = ends
+    return max(layers.values()), embedding, head + (embedding if architecture.is_tied(model) else 0)
+
+
 def missing_parameters(source: WeightSource, model: Any) -> list[str]:
     """Parameters of `model` the checkpoint does not provide; a tied head needs none of its own."""
     made = {name for group in plan(source, model).values() for name in group.outputs}
@@ -91,6 +130,13 @@ def missing_parameters(source: WeightSource, model: Any) -> list[str]:
     if tied & made:
         made |= tied
     return sorted(set(every) - made)
+
+
+def _beginnings(stored: str, target: str) -> tuple[str, str]:
+    """Where two names of one tensor differ."""
+    while stored and target and stored[-1] == target[-1]:
+        stored, target = stored[:-1], target[:-1]
+    return stored, target
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

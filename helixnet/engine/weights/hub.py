@@ -15,7 +15,7 @@ import torch
 
 from helixnet.core.errors import CorruptCheckpoint, HelixError, NetworkError, UnknownModel, UnsafeCheckpoint
 from helixnet.engine.base import Progress
-from helixnet.engine.weights.prepared import HubFile, PreparedModel, SourceRecord, cache_root
+from helixnet.engine.weights.prepared import HubFile, PreparedModel, SourceRecord, Wanted, cache_root
 from helixnet.engine.weights.safetensors_source import DTYPES, prepare_texts, shard_names
 from helixnet.engine.weights.source import HEADER_BYTES_MAX
 
@@ -33,7 +33,7 @@ REVISION = "main"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def prepare_hub(folder: Path, name: str, dtype: str | None, progress: Progress | None) -> PreparedModel:
+def prepare_hub(folder: Path, name: str, wanted: Wanted, progress: Progress | None) -> PreparedModel:
     """Prepare the hub's model `owner/name`; fetches its JSON files and safetensors headers, no weights.
 
     The hub states each weight file's SHA-256; those make the manifest. What is read later by ranges cannot be
@@ -60,7 +60,7 @@ def prepare_hub(folder: Path, name: str, dtype: str | None, progress: Progress |
         folder,
         name,
         texts,
-        dtype,
+        wanted,
         source,
         hashes,
         lambda module: SourceRecord(format="hub", modeling_module=module, hub=hub_files),
@@ -93,6 +93,12 @@ class HubSource:
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {name: entry.shape for name, entry in self._entries.items()}
+
+    def stored_bytes(self) -> Mapping[str, int]:
+        return {name: entry.stop - entry.start for name, entry in self._entries.items()}
+
+    def kept(self, name: str) -> None:
+        return None
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         for name in names:

@@ -9,13 +9,15 @@ from typing import Any
 
 from helixnet.core.errors import CorruptCheckpoint, HelixError, ModelError
 from helixnet.core.model import DTYPE_BYTES, ChatFormat, Manifest
-from helixnet.engine.weights import architecture
+from helixnet.engine.weights import architecture, keeping
 from helixnet.engine.weights.prepared import (
     FileStamp,
     GgufIndex,
     GgufTensor,
     PreparedModel,
     SourceRecord,
+    Wanted,
+    gguf_types,
     read_prepared,
     write_prepared,
 )
@@ -34,6 +36,9 @@ class Ingredients:
     config_sha256: str
     tokenizer_sha256: str
     weights_sha256: str
+    quantization: str = ""
+    sizes: tuple[int, int, int] | None = None
+    """As `architecture.sizes` gives them, if the checkpoint came quantized."""
 
 
 def assemble(folder: Path, parts: Ingredients, model_class: Any, model: Any, record: SourceRecord) -> PreparedModel:
@@ -41,7 +46,8 @@ def assemble(folder: Path, parts: Ingredients, model_class: Any, model: Any, rec
     if parts.dtype not in DTYPE_BYTES:
         raise ModelError(f"a model is served as {', '.join(DTYPE_BYTES)}, not {parts.dtype!r}; pass --dtype")
     config = model.config
-    layer_bytes, embedding_bytes, head_bytes = architecture.sizes(model, parts.dtype)
+    forms = keeping.forms(architecture.layer_linears(model), parts.quantization, gguf_types(record))
+    layer_bytes, embedding_bytes, head_bytes = parts.sizes or architecture.sizes(model, parts.dtype, forms)
     kv_heads, head_dim = architecture.kv_shape(config, model_class.__name__)
     manifest = Manifest(
         name=parts.name,
@@ -60,6 +66,7 @@ def assemble(folder: Path, parts: Ingredients, model_class: Any, model: Any, rec
         config_sha256=parts.config_sha256,
         tokenizer_sha256=parts.tokenizer_sha256,
         weights_sha256=parts.weights_sha256,
+        quantization=parts.quantization,
     )
     plain = config.to_dict()
     for volatile in ("transformers_version", "_attn_implementation", "torch_dtype", "dtype", "_name_or_path"):
@@ -69,11 +76,11 @@ def assemble(folder: Path, parts: Ingredients, model_class: Any, model: Any, rec
     return read_prepared(folder)
 
 
-def prepare_gguf(folder: Path, name: str, stamp: FileStamp, dtype: str) -> PreparedModel:
+def prepare_gguf(folder: Path, name: str, stamp: FileStamp, wanted: Wanted) -> PreparedModel:
     """Prepare the GGUF file that `stamp` describes. Raises CorruptCheckpoint if it makes no sense."""
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-    path = Path(stamp.path)
+    path, dtype = Path(stamp.path), wanted.dtype or "float32"
     try:
         parsed = load_gguf_checkpoint(str(path))
         model_class, config = architecture.causal_class(dict(parsed["config"]))
@@ -95,6 +102,7 @@ def prepare_gguf(folder: Path, name: str, stamp: FileStamp, dtype: str) -> Prepa
         config_sha256=stamp.sha256,
         tokenizer_sha256=stamp.sha256,
         weights_sha256=stamp.sha256,
+        quantization=wanted.quantization,
     )
     record = SourceRecord(format="gguf", modeling_module=model_class.__module__, files=(stamp,), gguf=index)
     return assemble(folder, parts, model_class, model, record)

@@ -93,6 +93,32 @@ class SourceRecord(msgspec.Struct, frozen=True, kw_only=True):
     hub: tuple[HubFile, ...] = ()
 
 
+def gguf_types(record: SourceRecord) -> dict[str, int]:
+    """The GGML type of each parameter that is one tensor of a GGUF file; empty for other formats."""
+    types: dict[str, int] = {}
+    twice: set[str] = set()
+    for tensor in record.gguf.tensors if record.gguf is not None else ():
+        if tensor.target in types:
+            twice.add(tensor.target)
+        types[tensor.target] = tensor.type
+    return {name: kind for name, kind in types.items() if name not in twice}
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How a checkpoint is to be served."""
+
+    dtype: str | None = None
+    """None for the checkpoint's own."""
+    quantization: str = ""
+    """int8, int4 or stored; empty if matrices are to be of `dtype`."""
+
+    @property
+    def slug(self) -> str:
+        """The end of a folder's name."""
+        return "-".join(part for part in (self.dtype or "stored", self.quantization) if part)
+
+
 @dataclass(frozen=True, slots=True)
 class PreparedModel:
     """A model ready to serve: what the swarm must agree on (manifest) and where this machine finds it."""

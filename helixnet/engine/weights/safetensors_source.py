@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,12 +13,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from helixnet.core.errors import CorruptCheckpoint, HelixError, ModelError
-from helixnet.core.model import ChatFormat
+from helixnet.core.errors import CorruptCheckpoint, HelixError, ModelError, UsageError
+from helixnet.core.model import QUANTIZATION_CHARS_MAX, ChatFormat
 from helixnet.engine.base import Progress
-from helixnet.engine.weights import architecture, convert
+from helixnet.engine.weights import architecture, convert, keeping
 from helixnet.engine.weights.prepare import Ingredients, assemble
-from helixnet.engine.weights.prepared import FileStamp, PreparedModel, SourceRecord, stamp_file
+from helixnet.engine.weights.prepared import FileStamp, PreparedModel, SourceRecord, Wanted, stamp_file
 from helixnet.engine.weights.source import WeightSource
 
 DTYPES = {
@@ -27,7 +28,11 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "I64": torch.int64,
     "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
     "U8": torch.uint8,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
     "BOOL": torch.bool,
 }
 """What safetensors headers call the types a decoder's tensors can have."""
@@ -43,17 +48,26 @@ class SafetensorsSource:
     def __init__(self, paths: Sequence[Path]) -> None:
         self._where: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._bytes: dict[str, int] = {}
         for path in paths:
             try:
                 with safe_open(path, framework="pt") as file:
                     for name in file.keys():  # noqa: SIM118 - not a dict
                         self._where[name] = path
-                        self._shapes[name] = tuple(file.get_slice(name).get_shape())
-            except (SafetensorError, OSError, ValueError) as error:
+                        found = file.get_slice(name)
+                        self._shapes[name] = tuple(found.get_shape())
+                        self._bytes[name] = math.prod(found.get_shape()) * DTYPES[found.get_dtype()].itemsize
+            except (SafetensorError, OSError, ValueError, KeyError) as error:
                 raise CorruptCheckpoint(f"{path} is damaged or cut short ({error}); fetch it again") from error
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return self._shapes
+
+    def stored_bytes(self) -> Mapping[str, int]:
+        return self._bytes
+
+    def kept(self, name: str) -> None:
+        return None
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         for name in names:
@@ -66,7 +80,7 @@ class SafetensorsSource:
                 raise CorruptCheckpoint(f"{name} in {path} cannot be read ({error})") from error
 
 
-def prepare_folder(folder: Path, checkpoint: Path, dtype: str | None, progress: Progress | None) -> PreparedModel:
+def prepare_folder(folder: Path, checkpoint: Path, wanted: Wanted, progress: Progress | None) -> PreparedModel:
     """Prepare a local checkpoint folder: config.json, tokenizer.json, one or more safetensors files."""
     texts = {path.name: path.read_text("utf-8") for path in checkpoint.glob("*.json") if path.is_file()}
     paths = [checkpoint / name for name in shard_names(texts, sorted(p.name for p in checkpoint.glob("*.safetensors")))]
@@ -80,7 +94,7 @@ def prepare_folder(folder: Path, checkpoint: Path, dtype: str | None, progress: 
         folder,
         checkpoint.name,
         texts,
-        dtype,
+        wanted,
         source,
         record_files,
         lambda module: SourceRecord(format="safetensors", modeling_module=module, files=tuple(stamps)),
@@ -91,7 +105,7 @@ def prepare_texts(
     folder: Path,
     name: str,
     texts: Mapping[str, str],
-    dtype: str | None,
+    wanted: Wanted,
     source: WeightSource,
     file_hashes: Mapping[str, str],
     record: Any,
@@ -105,7 +119,8 @@ def prepare_texts(
         if needed not in texts:
             raise ModelError(f"the checkpoint {name} has no {needed}; download it next to the weights")
     config = _json(texts, "config.json")
-    dtype = dtype or _stored_dtype(config)
+    dtype = wanted.dtype or _stored_dtype(config)
+    quantization = _quantization(name, config, wanted)
     try:
         model_class, text_config = architecture.causal_class(config)
         model = architecture.build_skeleton(model_class, text_config, dtype, "eager")
@@ -116,8 +131,11 @@ def prepare_texts(
         raise ModelError(
             f"transformers makes no model of type {config.get('model_type')!r} of {name} ({problem})"
         ) from error
-    missing = convert.missing_parameters(source, model)
-    if missing:
+    sizes = None
+    if quantization and not keeping.is_ours(quantization):
+        model.config.quantization_config = config["quantization_config"]
+        sizes = convert.stored_sizes(source, model)
+    elif missing := convert.missing_parameters(source, model):
         raise CorruptCheckpoint(f"{name} lacks {len(missing)} tensors of its architecture, {missing[0]} among them")
     parts = Ingredients(
         name=name,
@@ -129,6 +147,8 @@ def prepare_texts(
         config_sha256=_sha256(texts["config.json"]),
         tokenizer_sha256=_sha256(texts["tokenizer.json"]),
         weights_sha256=_sha256("".join(f"{key} {file_hashes[key]}\n" for key in sorted(file_hashes))),
+        quantization=quantization,
+        sizes=sizes,
     )
     return assemble(folder, parts, model_class, model, record(model_class.__module__))
 
@@ -176,6 +196,21 @@ def _template(value: Any) -> str | None:
     if isinstance(value, list):
         value = next((entry.get("template") for entry in value if entry.get("name") == "default"), None)
     return value if isinstance(value, str) else None
+
+
+def _quantization(name: str, config: Mapping[str, Any], wanted: Wanted) -> str:
+    """What is wanted, or else how others have quantized the checkpoint."""
+    stored = config.get("quantization_config")
+    if stored is None:
+        if wanted.quantization == keeping.STORED:
+            raise UsageError(f"{name} is not quantized; only GGUF files can be served as they are stored")
+        return wanted.quantization
+    method = stored.get("quant_method") if isinstance(stored, dict) else None
+    if not isinstance(method, str) or not 0 < len(method) <= QUANTIZATION_CHARS_MAX or keeping.is_ours(method):
+        raise ModelError(f"{name} is quantized, and its config.json does not say how")
+    if wanted.quantization:
+        raise UsageError(f"{name} is quantized by {method} already; leave out --quantize, or give the original")
+    return method
 
 
 def _stored_dtype(config: Mapping[str, Any]) -> str:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import torch
 
+    from helixnet.engine.quantized import Quantized
+
 HEADER_BYTES_MAX = 100 * 1024 * 1024
 """No honest safetensors header is larger (the library's own limit)."""
 
@@ -22,6 +24,14 @@ class WeightSource(Protocol):
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Every tensor's name and shape, as `read` would yield it."""
+        ...
+
+    def stored_bytes(self) -> Mapping[str, int]:
+        """What every tensor takes where it is stored."""
+        ...
+
+    def kept(self, name: str) -> Quantized | None:
+        """A tensor as it is stored, if that is a form that products can be made with; None if it is another."""
         ...
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
