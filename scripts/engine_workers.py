@@ -1,6 +1,6 @@
 """Engines to compare, each in a process of its own: a command a line on stdin, an answer a line on stdout.
 
-All run SmolLM2-135M in bf16 on one thread, greedily, on the same token ids.
+All run SmolLM2-135M in bf16, greedily, on the same token ids; on as many threads as they are told.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def prompt(tokens: int, number: int) -> list[int]:
     return [1000 + (7919 * number + 31 * n) % 40_000 for n in range(tokens)]
 
 
-def an_engine() -> Any:
-    """TorchEngine on one thread; nothing is loaded yet."""
+def an_engine(threads: int = 1) -> Any:
+    """TorchEngine; nothing is loaded yet."""
     from helixnet.engine.torch_engine import TorchEngine
     from helixnet.engine.weights.catalog import prepare
 
-    return TorchEngine(prepare(None, dtype=DTYPE), device="cpu", memory_bytes=MEMORY_BYTES, threads=1)
+    return TorchEngine(prepare(None, dtype=DTYPE), device="cpu", memory_bytes=MEMORY_BYTES, threads=threads)
 
 
 class Stages:
@@ -115,10 +115,10 @@ class Stages:
 class Ours(Stages):
     """TorchEngine, all layers."""
 
-    def __init__(self, _: Path) -> None:
+    def __init__(self, _: Path, threads: int) -> None:
         from helixnet.core.types import Span
 
-        engine = an_engine()
+        engine = an_engine(threads)
         engine.load(Span(0, engine.manifest.layers))
         super().__init__([engine])
 
@@ -126,8 +126,8 @@ class Ours(Stages):
 class OnVllm(Stages):
     """VllmEngine, three stages in this process."""
 
-    def __init__(self, _: Path) -> None:
-        set_for_vllm()
+    def __init__(self, _: Path, threads: int) -> None:
+        set_for_vllm(threads)
         from helixnet.core.types import Span
         from helixnet.engine.vllm_engine import VllmEngine
         from helixnet.engine.weights.catalog import prepare
@@ -145,11 +145,11 @@ class OnVllm(Stages):
 class Transformers:
     """The library's own model, sdpa attention and dynamic cache."""
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Path, threads: int) -> None:
         import torch
         from transformers import AutoModelForCausalLM
 
-        torch.set_num_threads(1)
+        torch.set_num_threads(threads)
         self._torch = torch
         self._model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16, attn_implementation="sdpa")
         self._model.eval()
@@ -184,8 +184,8 @@ class Transformers:
 class Vllm:
     """vLLM's own LLM, eager, in this process."""
 
-    def __init__(self, checkpoint: Path) -> None:
-        set_for_vllm()
+    def __init__(self, checkpoint: Path, threads: int) -> None:
+        set_for_vllm(threads)
         from vllm import LLM, SamplingParams
 
         self._params = SamplingParams
@@ -229,10 +229,10 @@ class Vllm:
             self._engine.step()
 
 
-def set_for_vllm() -> None:
-    """One thread, in this process, and no more said than must be; before vLLM is imported."""
+def set_for_vllm(threads: int) -> None:
+    """So many threads, in this process, and no more said than must be; before vLLM is imported."""
     os.environ |= {
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": str(threads),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_LOGGING_LEVEL": "ERROR",
@@ -243,13 +243,13 @@ WORKERS: dict[str, type[Any]] = {"torch": Ours, "transformers": Transformers, "v
 WITH_VLLM = ("vllm", "stages")
 
 
-def serve(name: str, checkpoint: Path) -> int:
+def serve(name: str, checkpoint: Path, threads: int) -> int:
     """Obey until stdin ends: `[method, *arguments]` in, seconds out."""
     checkout.use_packages()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints is not an answer
     began = time.perf_counter()
-    worker = WORKERS[name](checkpoint)
+    worker = WORKERS[name](checkpoint, threads)
     print(json.dumps(time.perf_counter() - began), file=answers, flush=True)
     for line in sys.stdin:
         method, *arguments = json.loads(line)
@@ -260,4 +260,4 @@ def serve(name: str, checkpoint: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(sys.argv[1], Path(sys.argv[2])))
+    sys.exit(serve(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,44 @@ def reference(folder: Path, dtype: str = "float32") -> Any:
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
+
+
+ADAPTED = ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")
+
+
+def write_adapter(folder: Path, checkpoint: Path, modules: Sequence[str] = ADAPTED, **settings: Any) -> Path:
+    """Write a random LoRA adapter for layers 1 and 3 of a checkpoint, laid out as PEFT does; returns `folder`."""
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(7)
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 6, "target_modules": list(modules), "bias": "none", **settings}
+    parameters = dict(reference(checkpoint).named_parameters())
+    tensors = {}
+    for name in (f"model.layers.{layer}.{module}" for layer in (1, 3) for module in modules):
+        outputs, inputs = parameters[f"{name}.weight"].shape
+        tensors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(config["r"], inputs) * 0.3
+        tensors[f"base_model.model.{name}.lora_B.weight"] = torch.randn(outputs, config["r"]) * 0.3
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return folder
+
+
+def beside_adapter(model: Any, folder: Path, scale: float) -> Any:
+    """Transformers' model, each adapted layer of which adds scale * B (A x) to what it puts out: nothing is merged."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / "adapter_model.safetensors")
+
+    def add(name: str, a: Any, b: Any) -> None:
+        model.get_submodule(name).register_forward_hook(lambda _, given, out: out + scale * (given[0] @ a.T) @ b.T)
+
+    for key, a in tensors.items():
+        if ".lora_A." in key:
+            name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+            add(name, a, tensors[key.replace("lora_A", "lora_B")])
+    return model
 
 
 def reference_tokens(model: Any, prompt: list[int], count: int) -> list[int]:

@@ -48,6 +48,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     quantization: str = ""
     """In which fewer bits matrices of layers are kept: int8, int4, stored (as a GGUF file has them), or what the
     checkpoint itself says; empty if they are of `dtype`. Sizes are those of the kept form."""
+    adapter_sha256: str = ""
+    """Of an adapter that is merged into the weights: its file and the scale of each change."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.layers <= LAYERS_MAX:

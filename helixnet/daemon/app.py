@@ -202,7 +202,7 @@ def _raise_first(task: asyncio.Future[Any]) -> None:
 def _prepare(settings: Settings) -> PreparedModel:
     from helixnet.engine.weights.catalog import prepare
 
-    return prepare(settings.model, dtype=settings.dtype, quantize=settings.quantize)
+    return prepare(settings.model, dtype=settings.dtype, quantize=settings.quantize, adapter=settings.adapter)
 
 
 def _import_engine() -> None:

@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from helixnet.engine.weights.keeping import QUANTIZE_HELP
+from helixnet.engine.weights.keeping import ADAPTER_HELP, QUANTIZE_HELP
 
 if TYPE_CHECKING:
     from helixnet.daemon.config import Settings
@@ -48,6 +48,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vllm-python", metavar="FILE", help="a Python that has vLLM, if this one has not")
     parser.add_argument("--dtype", metavar="T", help="float32, bfloat16 or float16; the same on every peer")
     parser.add_argument("--quantize", metavar="Q", help=f"{QUANTIZE_HELP}; the same on every peer")
+    parser.add_argument("--adapter", metavar="DIR", help=f"{ADAPTER_HELP}; the same on every peer")
 
 
 def client_arguments(arguments: argparse.Namespace) -> dict[str, Any]:

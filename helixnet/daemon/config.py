@@ -40,6 +40,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     model: str | None = None
     dtype: str | None = None
     quantize: str | None = None
+    adapter: str | None = None
     memory: str | None = None
     device: str = "auto"
     threads: int | None = None

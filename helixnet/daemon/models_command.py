@@ -13,7 +13,7 @@ from rich.table import Table
 from helixnet.core.model import DTYPE_BYTES
 from helixnet.daemon.wording import size
 from helixnet.engine.weights.catalog import DEFAULT_MODEL, list_prepared, prepare
-from helixnet.engine.weights.keeping import QUANTIZATIONS, QUANTIZE_HELP
+from helixnet.engine.weights.keeping import ADAPTER_HELP, QUANTIZATIONS, QUANTIZE_HELP
 
 if TYPE_CHECKING:
     from helixnet.engine.weights.prepared import PreparedModel
@@ -34,6 +34,7 @@ def add_models_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentPa
         )
         command.add_argument("--dtype", choices=sorted(DTYPE_BYTES), help="what to serve it in")
         command.add_argument("--quantize", choices=QUANTIZATIONS, help=QUANTIZE_HELP)
+        command.add_argument("--adapter", metavar="DIR", help=ADAPTER_HELP)
         command.set_defaults(func=run_models)
 
 
@@ -43,14 +44,22 @@ def run_models(args: argparse.Namespace) -> int:
     if args.models_action == "list":
         _print_list(console)
     elif args.models_action == "pull":
-        model = pull(args.model, args.dtype, args.quantize, console)
+        model = pull(args.model, console, dtype=args.dtype, quantize=args.quantize, adapter=args.adapter)
         console.print(f"[bold]{model.manifest.name}[/] is ready ({size(_weights_bytes(model), 'B')} as served)")
     else:
-        _print_info(console, prepare(args.model, dtype=args.dtype, quantize=args.quantize))
+        model = prepare(args.model, dtype=args.dtype, quantize=args.quantize, adapter=args.adapter)
+        _print_info(console, model)
     return 0
 
 
-def pull(name: str | None, dtype: str | None, quantize: str | None, console: Console) -> PreparedModel:
+def pull(
+    name: str | None,
+    console: Console,
+    *,
+    dtype: str | None = None,
+    quantize: str | None = None,
+    adapter: str | None = None,
+) -> PreparedModel:
     """Prepare a model while a progress bar shows what is fetched and hashed."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     hidden = not console.is_terminal  # a log file gets no bar, and no blank lines instead of one
@@ -60,6 +69,7 @@ def pull(name: str | None, dtype: str | None, quantize: str | None, console: Con
             name,
             dtype=dtype,
             quantize=quantize,
+            adapter=adapter,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
 

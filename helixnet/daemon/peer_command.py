@@ -60,7 +60,7 @@ def run_peer(arguments: argparse.Namespace) -> int:
     from helixnet.daemon.narrate import Narrator
 
     console = Console(highlight=False)
-    model = pull(settings.model, settings.dtype, settings.quantize, console)
+    model = pull(settings.model, console, dtype=settings.dtype, quantize=settings.quantize, adapter=settings.adapter)
     console.print(f"serving {model.manifest.name} to the network {settings.network!r} as {settings.peer_name}")
     narrator = Narrator(console, lambda: process.peer)
 

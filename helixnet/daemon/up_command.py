@@ -83,7 +83,9 @@ def run_up(arguments: argparse.Namespace) -> int:
     asked = up_plan.budgets_from(memory, arguments.peers) if memory else None
     console = Console(highlight=False, stderr=arguments.json)
     with only_one() as folder:
-        model = pull(settings.model, settings.dtype, settings.quantize, console)
+        model = pull(
+            settings.model, console, dtype=settings.dtype, quantize=settings.quantize, adapter=settings.adapter
+        )
         sizes = asked or up_plan.budgets(model.manifest, arguments.peers or up_plan.PEERS_DEFAULT)
         swarm = LocalSwarm(settings, sizes, folder, arguments.base_port or 0)
         asyncio.run(_run(swarm, model.manifest, began, console, as_json=arguments.json))
@@ -141,6 +143,7 @@ class LocalSwarm:
                 *(("--model", self.settings.model) if self.settings.model else ()),
                 *(("--dtype", self.settings.dtype) if self.settings.dtype else ()),
                 *(("--quantize", self.settings.quantize) if self.settings.quantize else ()),
+                *(("--adapter", self.settings.adapter) if self.settings.adapter else ()),
                 *("--engine", self.settings.engine),
                 *(("--vllm-python", self.settings.vllm_python) if self.settings.vllm_python else ()),
             ]

@@ -11,12 +11,12 @@ before each of them is built or run. None of this may be called by two threads a
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -48,6 +48,7 @@ import vllm
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import parallel_state
 from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.utils import initialize_model, process_weights_after_loading
 from vllm.model_executor.models import utils as model_utils
 from vllm.model_executor.models.utils import PPMissingLayer
@@ -163,6 +164,8 @@ class VllmLayers:
 
     def finish(self) -> None:
         """All tensors were taken. Raises CorruptCheckpoint if some are missing."""
+        if self._manifest.quantization:
+            self._count_what_needs_no_tensor()
         missing = {name for name, _ in self._model.named_parameters()} - self._loaded
         if missing:
             raise CorruptCheckpoint(f"the checkpoint lacks {len(missing)} tensors, {min(missing)} among them")
@@ -170,6 +173,11 @@ class VllmLayers:
             process_weights_after_loading(self._model, self._config.model_config, self.device)
             self._make_kv_ready()
         self._model.eval()
+
+    def _count_what_needs_no_tensor(self) -> None:
+        """As loaded: parameters that checkpoints may leave out, each of vLLM's ways to quantize having its own."""
+        with contextlib.suppress(ValueError):  # what is missing then is for the caller to name
+            DefaultModelLoader(self._config.load_config).track_weights_loading(self._model, self._loaded, True)
 
     def keep(self, span: Span) -> None:
         """Forget the layers outside `span`, and with them their KV and what only they needed."""
@@ -295,7 +303,7 @@ class VllmLayers:
 
     # --- vLLM's insides ----------------------------------------------------------------------------
 
-    @contextmanager
+    @contextlib.contextmanager
     def _building(self) -> Iterator[None]:
         """While modules are made and loaded, they ask globals which layers there are, and of which numbers."""
         layers = self._manifest.layers
@@ -363,7 +371,7 @@ class _Rank:
         self.is_first_rank = self.is_last_rank = True
         self.rank_in_group, self.world_size = 0, 1
 
-    @contextmanager
+    @contextlib.contextmanager
     def of(self, segment: Span, layers: int, ranks: int = 1) -> Iterator[None]:
         """Have a part of so many layers; of three ranks, be the middle one."""
         self.is_first_rank, self.is_last_rank = segment.start == 0, segment.stop == layers

@@ -3,6 +3,7 @@
 Reads one line of JSON, [[checkpoint, prepared folder, [[0, 2, 4], ...]], ...] (where stages begin and end), and prints
 a line of JSON for each: what `LLM` said, and for each split the largest difference between its logits and those of the
 stages; 0.0 is bitwise equality. The first split is also run with the sum of both of vLLM's tensors handed on.
+`refused` is what `LLM` said of a checkpoint that it does not take on this machine.
 """
 
 from __future__ import annotations
@@ -122,7 +123,11 @@ def _handed_on(result: Any, exact: bool) -> tuple[Any, Any]:
 def main() -> None:
     """Compare, and say so."""
     for checkpoint, prepared, splits in json.loads(sys.stdin.readline()):
-        told, tokens = whole(checkpoint)
+        try:
+            told, tokens = whole(checkpoint)
+        except (NotImplementedError, ValueError, RuntimeError) as error:
+            print(json.dumps({"refused": str(error)}), flush=True)
+            continue
         exact = [again(prepared, cuts, told, exact=True) for cuts in splits]
         summed = again(prepared, splits[0], told, exact=False)
         print(json.dumps({"tokens": tokens, "steps": len(told.steps), "exact": exact, "summed": summed}), flush=True)

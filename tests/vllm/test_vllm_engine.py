@@ -20,7 +20,7 @@ from helixnet.engine.vllm_layers import PAGE_TOKENS
 from helixnet.engine.weights.catalog import prepare
 from helixnet.engine.weights.prepared import PreparedModel
 from tests.engine.engine_driver import GREEDY, Pipeline, next_work
-from tests.tiny_models import LAYERS, reference, reference_tokens
+from tests.tiny_models import LAYERS, beside_adapter, reference, reference_tokens, write_adapter
 from tests.vllm import families
 
 MEMORY = 32_000_000
@@ -94,6 +94,17 @@ def test_every_family_gives_its_tokens_in_stages(every: Tiny) -> None:
     for number, spans in enumerate(cuts):
         stages = [(whole if span == ALL else engine_with(every.model, span), span) for span in spans]
         assert Pipeline(stages, f"s{number}", 64).generate(PROMPT, NEW, chunk=5) == every.tokens(PROMPT), spans
+
+
+def test_an_adapter_is_merged_as_layers_are_read(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HELIXNET_CACHE", str(tmp_path / "cache"))
+    checkpoint = families.write(tmp_path / "tiny", "llama")
+    adapter = write_adapter(tmp_path / "accent", checkpoint)
+    right = reference_tokens(beside_adapter(reference(checkpoint), adapter, scale=6 / 4), PROMPT, NEW)
+    assert right != reference_tokens(reference(checkpoint), PROMPT, NEW)
+    model = prepare(str(checkpoint), adapter=str(adapter))
+    stages = [(engine_with(model, span), span) for span in (Span(0, 2), Span(2, LAYERS))]
+    assert Pipeline(stages, "s", 64).generate(PROMPT, NEW) == right
 
 
 def test_a_family_that_cannot_be_split_says_so_by_name(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,12 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 def prepare(
-    name: str | None, *, dtype: str | None = None, quantize: str | None = None, progress: Progress | None = None
+    name: str | None,
+    *,
+    dtype: str | None = None,
+    quantize: str | None = None,
+    adapter: str | None = None,
+    progress: Progress | None = None,
 ) -> PreparedModel:
     """The model by name, path or hub id (the default one for None), pulled and converted if it is not prepared yet.
 
@@ -41,13 +46,18 @@ def prepare(
             the checkpoint's own for safetensors.
         quantize: keep the matrices of layers in fewer bits: int8, int4, or stored (a GGUF file's own); served in
             bfloat16 then.
+        adapter: folder with a LoRA adapter, as PEFT writes it, to merge into the weights.
         progress: called with bytes done and in all, while fetching and while hashing.
 
     An already prepared model comes back in milliseconds, without importing torch or transformers.
 
     Raises UnknownModel, UnsafeCheckpoint, CorruptCheckpoint, ModelError, UsageError.
     """
-    wanted = _wanted(dtype, quantize)
+    base = _prepare_base(name, _wanted(dtype, quantize), progress)
+    return base if adapter is None else _with_adapter(base, Path(adapter).expanduser().resolve(), progress)
+
+
+def _prepare_base(name: str | None, wanted: Wanted, progress: Progress | None) -> PreparedModel:
     if name is None or name.lower() in DEFAULT_ALIASES:
         return _prepare_default(_or(wanted, DEFAULT_DTYPE), progress)
     path = Path(name).expanduser()
@@ -140,6 +150,19 @@ def _from_folder(folder: Path, path: Path, wanted: Wanted, progress: Progress | 
     return prepare_folder(folder, path, wanted, progress)
 
 
+def _with_adapter(base: PreparedModel, path: Path, progress: Progress | None) -> PreparedModel:
+    def make(folder: Path) -> PreparedModel:
+        from helixnet.engine.weights.adapter import adapted
+
+        return adapted(folder, base, path, progress)
+
+    if not path.is_dir():
+        raise UnknownModel(f"{path} is no folder; an adapter is a folder with adapter_config.json")
+    if base.record.adapter is not None:
+        raise UsageError(f"{base.manifest.name} has an adapter already; give the original")
+    return _once(f"{base.folder.name}+{_path_slug(path)}", make)
+
+
 def _prepare_hub(name: str, wanted: Wanted, progress: Progress | None) -> PreparedModel:
     def make(folder: Path) -> PreparedModel:
         from helixnet.engine.weights.hub import prepare_hub
@@ -169,9 +192,14 @@ def _intact(folder: Path) -> PreparedModel | None:
 
 
 def _slug(path: Path, wanted: Wanted) -> str:
-    """A folder name for a local checkpoint: readable, and different for different paths."""
+    """A folder name for a local checkpoint."""
+    return f"{_path_slug(path)}.{wanted.slug}"
+
+
+def _path_slug(path: Path) -> str:
+    """Readable, and different for different paths."""
     stem = re.sub(r"[^\w.-]", "-", path.stem if path.is_file() else path.name)[:60]
-    return f"{stem}.{hashlib.sha256(str(path).encode()).hexdigest()[:8]}.{wanted.slug}"
+    return f"{stem}.{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
 
 
 def _unsafe(path: Path) -> UnsafeCheckpoint:

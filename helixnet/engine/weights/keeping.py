@@ -15,6 +15,7 @@ STORED = "stored"
 """As a GGUF file has them, where that is 4 bits with a scale and an offset for each `GROUP`."""
 QUANTIZATIONS = (INT8, INT4, STORED)
 QUANTIZE_HELP = "keep matrices in fewer bits: int8, int4, or stored (the 4 bits that a GGUF file has them in)"
+ADAPTER_HELP = "folder of a LoRA adapter (PEFT, safetensors) to merge into the weights"
 GROUP = 32
 """Numbers of a row that share scale and offset in 4 bits: as in GGUF files, and the fewest that torch computes with."""
 ROWS_UNIT = 16

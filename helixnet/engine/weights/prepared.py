@@ -81,6 +81,26 @@ class HubFile(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
 
 
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """What an adapter does to one matrix [outputs, inputs]."""
+
+    tensor: str
+    """As the checkpoint calls it."""
+    a: str
+    """Matrix of the adapter's file [rank, inputs]."""
+    b: str
+    """Matrix of the adapter's file [outputs, rank]."""
+    scale: float
+
+
+class AdapterRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """An adapter that is merged as weights are read."""
+
+    file: FileStamp
+    config: FileStamp
+    changes: tuple[Change, ...]
+
+
 class SourceRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Where the weights are: a GGUF file, local safetensors files, or files on a hub."""
 
@@ -91,6 +111,12 @@ class SourceRecord(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[FileStamp, ...] = ()
     gguf: GgufIndex | None = None
     hub: tuple[HubFile, ...] = ()
+    adapter: AdapterRecord | None = None
+
+    @property
+    def stamps(self) -> tuple[FileStamp, ...]:
+        """Of all files on this machine."""
+        return self.files if self.adapter is None else (*self.files, self.adapter.file, self.adapter.config)
 
 
 def gguf_types(record: SourceRecord) -> dict[str, int]:
@@ -137,6 +163,14 @@ class PreparedModel:
     def source(self) -> WeightSource:
         """Open the weights. Raises CorruptCheckpoint if a file changed since it was hashed."""
         verify_stamps(self)
+        source = self._checkpoint()
+        if self.record.adapter is None:
+            return source
+        from helixnet.engine.weights.adapter import AdaptedSource
+
+        return AdaptedSource(source, self.record.adapter)
+
+    def _checkpoint(self) -> WeightSource:
         if self.record.format == "gguf":
             from helixnet.engine.weights.gguf_source import GgufSource
 
@@ -204,7 +238,7 @@ def stamp_file(path: Path, progress: Progress | None = None) -> FileStamp:
 
 def verify_stamps(model: PreparedModel) -> None:
     """Check that the weight files are those that were hashed; rehash only those whose size or mtime differ."""
-    for stamp in model.record.files:
+    for stamp in model.record.stamps:
         path = Path(stamp.path)
         if not path.is_file():
             raise CorruptCheckpoint(f"{path} is gone; prepare {model.manifest.name} again with `helixnet models pull`")
