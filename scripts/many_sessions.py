@@ -1,7 +1,7 @@
 """A local swarm of three peers under many sessions at once, against one session and against one process.
 
 In every round each has its turn, so that what else the machine does falls on all. Peers have one thread each; the
-engine in one process has as many as they have together, or as there are cores.
+engine in one process has as many as they have together, and once more as many as there are cores, if these are fewer.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def measures() -> dict[str, float]:
 async def _measures() -> dict[str, float]:
     from helixnet_client import AsyncClient
 
-    threads = min(PEERS, os.cpu_count() or 1)
-    whole = Remote("torch", checkpoint_folder(), threads=threads)
+    counts = sorted({PEERS, min(PEERS, os.cpu_count() or 1)})
+    engines = {threads: Remote("torch", checkpoint_folder(), threads=threads) for threads in counts}
     arguments = ("--dtype", "bfloat16", "--threads", "1", "--engine", "torch")
     rates: dict[int, list[float]] = {1: [], FEW: [], MANY: []}
     gaps: dict[int, list[float]] = {1: [], FEW: [], MANY: []}
-    alone: list[float] = []
+    alone: dict[int, list[float]] = {threads: [] for threads in counts}
     try:
         async with local_swarm(PEERS, *arguments), AsyncClient() as client:
             await _together(client, MANY)
@@ -50,17 +50,20 @@ async def _measures() -> dict[str, float]:
                     rate, gap = await _together(client, sessions)
                     rates[sessions].append(rate)
                     gaps[sessions].append(gap)
-                alone.append(await asyncio.to_thread(_one_process, whole))
+                for threads, engine in engines.items():
+                    alone[threads].append(await asyncio.to_thread(_one_process, engine))
     finally:
-        whole.close()
+        for engine in engines.values():
+            engine.close()
     return {
         "swarm_1_tokens_per_s": statistics.median(rates[1]),
         f"swarm_{FEW}_tokens_per_s": statistics.median(rates[FEW]),
         f"swarm_{MANY}_tokens_per_s": statistics.median(rates[MANY]),
-        f"one_process_{FEW}_tokens_per_s": statistics.median(alone),
+        **{f"threads_{threads}_{FEW}_tokens_per_s": statistics.median(each) for threads, each in alone.items()},
         "swarm_many": _ratio(rates[MANY], rates[1]),
         "swarm_gaps_p95": _ratio(gaps[MANY], gaps[1]),
-        "swarm_few": _ratio(rates[FEW], alone),
+        "swarm_few": _ratio(rates[FEW], alone[PEERS]),
+        "swarm_few_by_cores": _ratio(rates[FEW], alone[counts[0]]),
     }
 
 

@@ -38,6 +38,19 @@ def choose(settings: Sampling, position: int, logits: np.ndarray, history: Histo
     return Chosen(token, None if settings.logprobs is None else _logprobs(logits, token, settings.logprobs))
 
 
+def distribution(
+    settings: Sampling, logits: np.ndarray, history: History = NO_HISTORY
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ids that may come after everything the settings say, ascending, and how probable each of them is.
+
+    Raises ValueError for greedy settings, which know no probabilities.
+    """
+    if settings.temperature == 0:
+        raise ValueError("greedy settings leave one token, without a probability")
+    kept, weights = _weighed(settings, _biased(settings, logits, history))
+    return kept, weights / weights.sum()
+
+
 def uniform(seed: int, position: int) -> float:
     """A number in [0, 1) derived from (seed, position); 53 bits of BLAKE2b, so it needs no state."""
     digest = hashlib.blake2b(struct.pack("<QQ", seed, position), digest_size=8, person=b"helixnet-sample").digest()
@@ -45,14 +58,20 @@ def uniform(seed: int, position: int) -> float:
 
 
 def _drawn(settings: Sampling, position: int, logits: np.ndarray) -> int:
-    row = np.asarray(logits, dtype=np.float64) / settings.temperature
-    weights = np.exp(row - row.max())
-    kept = _kept(weights, settings)
-    cumulative = np.cumsum(weights[kept])
+    kept, weights = _weighed(settings, logits)
+    cumulative = np.cumsum(weights)
     drawn = uniform(settings.seed, position) * cumulative[-1]
     # `right`: a draw exactly on a boundary belongs to the next token, so that zero weight is never drawn.
     index = int(np.searchsorted(cumulative, drawn, side="right"))
     return int(kept[min(index, kept.size - 1)])
+
+
+def _weighed(settings: Sampling, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ids that are left, and their weights."""
+    row = np.asarray(logits, dtype=np.float64) / settings.temperature
+    weights = np.exp(row - row.max())
+    kept = _kept(weights, settings)
+    return kept, weights[kept]
 
 
 def _biased(settings: Sampling, logits: np.ndarray, history: History) -> np.ndarray:

@@ -2,16 +2,62 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 from helixnet.core.prefix import BLOCK_TOKENS
-from helixnet.core.sampling import Sampling
+from helixnet.core.sampling import History, Sampling
 from helixnet.core.stage.work import Done, Work
 from helixnet.core.types import BlockId, SessionId, Span
 from helixnet.core.wire.activation import Activation
 from helixnet.engine.base import Engine
 
 GREEDY = Sampling()
+
+SETTINGS = {
+    "greedy": GREEDY,
+    "plain": Sampling(temperature=0.8, seed=3),
+    "cut": Sampling(temperature=1.2, top_k=20, top_p=0.9, min_p=0.01, seed=4),
+    "penalties": Sampling(
+        temperature=0.7, repetition_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.2, min_tokens=4, seed=5
+    ),
+    "bans": Sampling(logit_bias=((7, 3.0), (9, -100.0)), bad_words=((31,), (5, 6)), logprobs=3),
+}
+"""Requests that want their tokens chosen in different ways."""
+
+
+def chosen(engine: Engine, span: Span, prompts: dict[str, list[int]], count: int, order: int) -> dict[str, list[int]]:
+    """`count` tokens of a session for each of `SETTINGS`, all in one batch, in another order in each step.
+
+    With `order` 0 each has the engine for itself.
+    """
+    if not order:
+        return {name: chosen(engine, span, {name: prompts[name]}, count, -1)[name] for name in prompts}
+    mixed = random.Random(order)
+    histories = {name: History(prompt=tuple(prompt), stop_ids=(2,)) for name, prompt in prompts.items()}
+    for name in prompts:
+        engine.open(SessionId(name), span, 64)
+    for _ in range(count):
+        names = mixed.sample(list(prompts), len(prompts))
+        batch = [_next_choice(name, span, prompts[name], histories[name]) for name in names]
+        for work, done in zip(batch, engine.run(batch), strict=True):
+            assert done.token_id is not None, done.error
+            histories[work.session].made.append(done.token_id)
+    for name in prompts:
+        engine.release(SessionId(name))
+    return {name: history.made for name, history in histories.items()}
+
+
+def _next_choice(name: str, span: Span, prompt: list[int], history: History) -> Work:
+    made = history.made
+    return Work(
+        session=SessionId(name),
+        layers=span,
+        position=len(prompt) + len(made) - 1 if made else 0,
+        token_ids=tuple(made[-1:] or prompt),
+        sample=SETTINGS[name],
+        history=history,
+    )
 
 
 class Pipeline:

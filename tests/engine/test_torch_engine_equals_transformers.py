@@ -16,7 +16,7 @@ from helixnet.core.types import BlockId, SessionId, Span
 from helixnet.engine.torch_engine import TorchEngine
 from helixnet.engine.weights.catalog import prepare
 from helixnet.engine.weights.prepared import PreparedModel
-from tests.engine.engine_driver import GREEDY, Pipeline, next_work
+from tests.engine.engine_driver import GREEDY, SETTINGS, Pipeline, chosen, next_work
 from tests.tiny_models import FAMILIES, LAYERS, reference, reference_tokens, write_checkpoint
 
 MEMORY = 8_000_000
@@ -148,6 +148,15 @@ def test_sessions_of_one_batch_do_not_touch_each_other(
             lines[work.session].position += work.tokens
     for name, prompt in prompts.items():
         assert tokens[name][:NEW] == tiny.tokens(prompt), name
+
+
+def test_tokens_are_chosen_the_same_whatever_the_order_of_a_batch(tiny: Tiny) -> None:
+    engine = engine_with(tiny.model, Span(0, LAYERS))
+    prompts = {name: PROMPT[number:] for number, name in enumerate(SETTINGS)}
+    alone = chosen(engine, Span(0, LAYERS), prompts, NEW, 0)
+    assert len({tuple(tokens) for tokens in alone.values()}) > 2
+    for order in (1, 2, 3):
+        assert chosen(engine, Span(0, LAYERS), prompts, NEW, order) == alone
 
 
 def test_items_of_a_batch_may_run_different_layers(tiny: Tiny) -> None:
