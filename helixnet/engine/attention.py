@@ -26,6 +26,8 @@ from helixnet.engine.products import widened
 ATTENTION_NAME = "helixnet"
 QUERIES_AT_ONCE = 128
 """A prompt's tokens that attend together on a CPU: those before them need not look at the keys of those after them."""
+PAST_MIN = 128
+"""So many tokens before a prompt's are attended to by themselves, on a CPU: nothing of them needs a mask."""
 SLOW_COUNTS = {torch.float32: (3,), torch.bfloat16: (1, 3), torch.float16: (1, 3)}
 """So many queries are better padded with one more: torch's kernel multiplies them one by one."""
 
@@ -40,6 +42,22 @@ class Rule:
     window: int | None
     softcap: float | None
     sinks: torch.Tensor | None
+
+
+class Mask:
+    """Where tokens may look: `seen` is True there."""
+
+    def __init__(self, seen: torch.Tensor) -> None:
+        self.seen = seen
+        self._added: dict[tuple[int, torch.dtype], torch.Tensor] = {}
+
+    def added(self, times: int, dtype: torch.dtype) -> torch.Tensor:
+        """The same as numbers to add to scores, its tokens so many times over. torch would make them in every layer."""
+        if (times, dtype) not in self._added:
+            added = torch.zeros(self.seen.shape, dtype=dtype, device=self.seen.device)
+            added.masked_fill_(~self.seen, -torch.inf)
+            self._added[times, dtype] = added.repeat(times, 1) if times > 1 else added
+        return self._added[times, dtype]
 
 
 @dataclass(slots=True)
@@ -71,7 +89,7 @@ class Step:
     """How many of the leading rows are single tokens."""
     tables: list[np.ndarray] = field(init=False)
     """Per row, pages `[layers, pages so far]`."""
-    masks: dict[Any, torch.Tensor | None] = field(init=False, default_factory=dict)
+    masks: dict[Any, Mask] = field(init=False, default_factory=dict)
     rules: dict[int, Rule] = field(init=False, default_factory=dict)
     """What the layers that ran in this step asked of attention."""
     groups: list[tuple[int, torch.Tensor]] = field(init=False)
@@ -206,15 +224,30 @@ def _attend_row(step: Step, layer: int, index: int, query: torch.Tensor, rule: R
         keys = pool.k.index_select(0, pages).flatten(0, 1)[begin : row.length]
         values = pool.v.index_select(0, pages).flatten(0, 1)[begin : row.length]
     keys, values = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
-    if query.device.type != "cpu" or row.tokens <= QUERIES_AT_ONCE:
-        return _scores(query, keys, values, _row_mask(step, index, begin, 0, row.tokens, rule.window), rule)
-    outputs = []
-    for first in range(0, row.tokens, QUERIES_AT_ONCE):
-        last = min(row.tokens, first + QUERIES_AT_ONCE)
-        seen = slice(0, row.position + last - begin)
-        mask = _row_mask(step, index, begin, first, last, rule.window)
-        outputs.append(_scores(query[:, :, first:last], keys[:, :, seen], values[:, :, seen], mask, rule))
+    at_once = QUERIES_AT_ONCE if query.device.type == "cpu" else row.tokens
+    if row.tokens <= at_once:
+        return _attend_piece(step, index, query, keys, values, 0, rule)
+    outputs = [
+        _attend_piece(step, index, query[:, :, first : first + at_once], keys, values, first, rule)
+        for first in range(0, row.tokens, at_once)
+    ]
     return torch.cat(outputs, dim=2)
+
+
+def _attend_piece(
+    step: Step, index: int, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, first: int, rule: Rule
+) -> torch.Tensor:
+    """A row's tokens from its `first` on; `keys` and `values` are those of all its tokens, or of its window."""
+    row = step.rows[index]
+    last = first + query.shape[2]
+    seen = keys.shape[2] - (row.tokens - last)
+    keys, values = keys[:, :, :seen], values[:, :, :seen]
+    past = seen - query.shape[2]
+    if row.tokens > 1 and past >= PAST_MIN and rule.window is None and _is_plain(rule, query):
+        own = _row_mask(step, index, first, last, query.shape[2], None)
+        assert own is not None, "several tokens have a mask"
+        return _scores_with_past(query, keys, values, past, own, rule)
+    return _scores(query, keys, values, _row_mask(step, index, first, last, seen, rule.window), rule)
 
 
 def _attend_group(step: Step, first: int, table: torch.Tensor, query: torch.Tensor, rule: Rule) -> torch.Tensor:
@@ -229,34 +262,57 @@ def _attend_group(step: Step, first: int, table: torch.Tensor, query: torch.Tens
     return _scores(query.transpose(0, 2), keys, values, mask, rule).transpose(0, 2)
 
 
-def _scores(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None, rule: Rule
+def _is_plain(rule: Rule, query: torch.Tensor) -> bool:
+    """Whether torch's kernel for CPUs can do it."""
+    return rule.softcap is None and rule.sinks is None and query.device.type == "cpu"
+
+
+def _scores_with_past(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, past: int, mask: Mask, rule: Rule
 ) -> torch.Tensor:
-    """softmax(q k / ...) v, grouped query heads; `mask` is True where a token may look."""
+    """As `_scores`, where all tokens may look at the first `past` keys: with these and with the others one by one, and
+    both put together by the weights that they have in all (as in FlashAttention, arXiv 2205.14135, section 3.1).
+    """
     if keys.dtype != query.dtype:
         keys, values = keys.to(query.dtype), values.to(query.dtype)
-    if rule.softcap is None and rule.sinks is None and query.device.type == "cpu":
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    batch, _, tokens, dim = query.shape
+    grouped = query.reshape(batch, keys.shape[1], -1, dim)
+    added = mask.added(grouped.shape[2] // tokens, query.dtype)
+    before, weight = attend(grouped, keys[:, :, :past], values[:, :, :past], scale=rule.scaling)
+    here, weight_here = attend(grouped, keys[:, :, past:], values[:, :, past:], attn_mask=added, scale=rule.scaling)
+    share = torch.sigmoid(weight_here - weight).unsqueeze(-1)
+    return torch.lerp(before.float(), here.float(), share).to(query.dtype).reshape(query.shape)
+
+
+def _scores(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: Mask | None, rule: Rule
+) -> torch.Tensor:
+    """softmax(q k / ...) v, grouped query heads."""
+    if keys.dtype != query.dtype:
+        keys, values = keys.to(query.dtype), values.to(query.dtype)
+    if _is_plain(rule, query):
         # The heads that share keys as so many more queries of one: keys are read once for all of them. One or three
         # queries take up to twice as long as two or four.
         batch, heads, tokens, dim = query.shape
         grouped = query.reshape(batch, keys.shape[1], -1, dim)
         count = grouped.shape[2]
-        if tokens > 1:
-            mask = mask.repeat(count // tokens, 1) if mask is not None else None
-        elif count in SLOW_COUNTS[query.dtype]:
+        if tokens == 1 and count in SLOW_COUNTS[query.dtype]:
             grouped = F.pad(grouped, (0, 0, 0, 1))
-        mixed = F.scaled_dot_product_attention(grouped, keys, values, mask, scale=rule.scaling)
+        added = mask.added(count // tokens if tokens > 1 else 1, query.dtype) if mask is not None else None
+        mixed = F.scaled_dot_product_attention(grouped, keys, values, added, scale=rule.scaling)
         return mixed[:, :, :count].reshape(query.shape)
+    seen = mask.seen if mask is not None else None
     if rule.softcap is None and rule.sinks is None:
-        return F.scaled_dot_product_attention(query, keys, values, mask, scale=rule.scaling, enable_gqa=True)
+        return F.scaled_dot_product_attention(query, keys, values, seen, scale=rule.scaling, enable_gqa=True)
     batch, heads, tokens, dim = query.shape
     groups = heads // keys.shape[1]
     grouped = query.reshape(batch, keys.shape[1], groups * tokens, dim)
     scores = torch.matmul(grouped, keys.transpose(2, 3)).view(batch, heads, tokens, -1) * rule.scaling
     if rule.softcap is not None:
         scores = torch.tanh(scores / rule.softcap) * rule.softcap
-    if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    if seen is not None:
+        scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
     if rule.sinks is not None:
         # A sink is one more score per head that takes weight and gives no value.
         sinks = rule.sinks.to(scores.dtype).view(1, heads, 1, 1).expand(batch, heads, tokens, 1)
@@ -267,30 +323,28 @@ def _scores(
     return mixed.view(batch, heads, tokens, dim)
 
 
-def _row_mask(step: Step, index: int, begin: int, first: int, last: int, window: int | None) -> torch.Tensor | None:
-    """[tokens, keys] of the tokens `[first, last)` of a row and the keys from `begin` to the last of them, causal and
+def _row_mask(step: Step, index: int, first: int, last: int, keys: int, window: int | None) -> Mask | None:
+    """[tokens, keys] of the tokens `[first, last)` of a row and so many keys up to the last of them, causal and
     windowed; None where a single token sees all its keys.
     """
     row = step.rows[index]
     if row.tokens == 1:
         return None
-    key = index, first, window
+    key = index, first, keys, window
     if key not in step.masks:
         start, stop = row.position + first, row.position + last
-        mask = _causal(torch.arange(start, stop), torch.arange(begin, stop), window)
-        step.masks[key] = mask.to(step.pool.k.device)
+        seen = _causal(torch.arange(start, stop), torch.arange(stop - keys, stop), window)
+        step.masks[key] = Mask(seen.to(step.pool.k.device))
     return step.masks[key]
 
 
-def _group_mask(step: Step, first: int, rows: int, keys: int, window: int | None) -> torch.Tensor:
+def _group_mask(step: Step, first: int, rows: int, keys: int, window: int | None) -> Mask:
     """[rows, 1, 1, keys] of a group of decode rows."""
     if ("group", first, window) not in step.masks:
         last = torch.tensor([row.position for row in step.rows[first : first + rows]])
-        mask = _causal(last, torch.arange(keys), window).view(rows, 1, 1, keys)
-        step.masks["group", first, window] = mask.to(step.pool.k.device)
-    mask_or_none = step.masks["group", first, window]
-    assert mask_or_none is not None
-    return mask_or_none
+        seen = _causal(last, torch.arange(keys), window).view(rows, 1, 1, keys)
+        step.masks["group", first, window] = Mask(seen.to(step.pool.k.device))
+    return step.masks["group", first, window]
 
 
 def _causal(queries: torch.Tensor, keys: torch.Tensor, window: int | None) -> torch.Tensor:

@@ -33,7 +33,7 @@ class Tiny:
         self.model = model
         self._whole = whole
         self._said: dict[tuple[int, ...], list[int]] = {}
-        self._logits: torch.Tensor | None = None
+        self._logits: dict[tuple[int, ...], torch.Tensor] = {}
 
     def tokens(self, prompt: list[int]) -> list[int]:
         """The first `NEW` greedy tokens."""
@@ -42,13 +42,14 @@ class Tiny:
             self._said[key] = reference_tokens(self._whole, prompt, NEW)
         return self._said[key]
 
-    def logits(self) -> torch.Tensor:
-        """[NEW, vocab]: what it says after `PROMPT`, and after each of its own tokens but the last."""
-        if self._logits is None:
-            ids = torch.tensor([[*PROMPT, *self.tokens(PROMPT)[:-1]]])
+    def logits(self, prompt: list[int] = PROMPT) -> torch.Tensor:
+        """[NEW, vocab]: what it says after a prompt, and after each of its own tokens but the last."""
+        key = tuple(prompt)
+        if key not in self._logits:
+            ids = torch.tensor([[*prompt, *self.tokens(prompt)[:-1]]])
             with torch.inference_mode():
-                self._logits = self._whole(ids).logits[0, len(PROMPT) - 1 :]
-        return self._logits
+                self._logits[key] = self._whole(ids).logits[0, len(prompt) - 1 :]
+        return self._logits[key]
 
 
 def engine_with(model: PreparedModel, *spans: Span) -> TorchEngine:
@@ -123,6 +124,20 @@ def test_a_prompt_in_chunks_gives_the_same_tokens(tiny: Tiny) -> None:
     for chunk in (1, 4, 5):
         pipeline = Pipeline([(engine, Span(0, LAYERS))], f"chunk-{chunk}", 64)
         assert pipeline.generate(PROMPT, NEW, chunk) == tiny.tokens(PROMPT)
+
+
+LONG_PROMPT = [(37 * n * n + 11 * n) % 120 + 3 for n in range(240)]
+"""More tokens than attend at once, and than must lie before a chunk for these to be attended to by themselves."""
+
+
+@pytest.mark.parametrize("chunk", [1000, 150, 30])
+def test_a_long_prompt_gives_the_whole_models_logits_and_tokens(tiny: Tiny, chunk: int) -> None:
+    engine = engine_with(tiny.model, Span(0, LAYERS))
+    with watched(engine) as seen:
+        pipeline = Pipeline([(engine, Span(0, LAYERS))], "s", 256)
+        assert pipeline.generate(LONG_PROMPT, NEW, chunk) == tiny.tokens(LONG_PROMPT)
+    expected = tiny.logits(LONG_PROMPT)
+    torch.testing.assert_close(torch.cat(seen), expected, rtol=0, atol=CLOSE * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("gather", [False, True], ids=["row by row", "gathered"])
