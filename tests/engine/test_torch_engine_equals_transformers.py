@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import combinations, pairwise
@@ -20,6 +21,8 @@ from tests.engine.engine_driver import GREEDY, SETTINGS, Pipeline, chosen, next_
 from tests.tiny_models import FAMILIES, LAYERS, reference, reference_tokens, write_checkpoint
 
 MEMORY = 8_000_000
+DEVICE = os.environ.get("HELIXNET_TEST_DEVICE", "cpu")
+"""What is compared with transformers, which computes on the CPU; see docs/gpu.md."""
 PROMPT = [5, 17, 99, 3, 42, 64, 7, 7, 120, 11, 23, 56, 31]
 NEW = 12
 CLOSE = 2e-5
@@ -53,7 +56,7 @@ class Tiny:
 
 
 def engine_with(model: PreparedModel, *spans: Span) -> TorchEngine:
-    engine = TorchEngine(model, device="cpu", memory_bytes=MEMORY)
+    engine = TorchEngine(model, device=DEVICE, memory_bytes=MEMORY)
     for span in spans:
         engine.load(span)
     return engine
@@ -92,8 +95,9 @@ def watched(engine: TorchEngine) -> Iterator[list[torch.Tensor]]:
     compute = engine._model.logits
 
     def watch(hidden: torch.Tensor) -> torch.Tensor:
-        seen.append(compute(hidden))
-        return seen[-1]
+        logits = compute(hidden)
+        seen.append(logits.cpu())
+        return logits
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine._model, "logits", watch)
@@ -201,10 +205,10 @@ def test_scattered_pages_give_the_same_tokens(tiny: Tiny) -> None:
     """Sessions come and go until no run of pages is free; the next one gets what is left here and there."""
     model = tiny.model
     page = 16 * model.manifest.kv_bytes
-    engine = TorchEngine(model, device="cpu", memory_bytes=MEMORY)
+    engine = TorchEngine(model, device=DEVICE, memory_bytes=MEMORY)
     engine.load(Span(0, LAYERS))
     weights = MEMORY - engine.kv_tokens_free // 16 * page
-    small = TorchEngine(model, device="cpu", memory_bytes=weights + 12 * LAYERS * page)
+    small = TorchEngine(model, device=DEVICE, memory_bytes=weights + 12 * LAYERS * page)
     small.load(Span(0, LAYERS))
     for n in range(small.kv_tokens_free // 16 // LAYERS):
         small.open(SessionId(f"n{n}"), Span(0, LAYERS), 16)
