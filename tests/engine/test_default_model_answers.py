@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
 
 from helixnet.core.types import Span
+from helixnet.engine.kinds import vllm_kind
 from helixnet.engine.torch_engine import TorchEngine
 from helixnet.engine.weights.catalog import prepare
 from helixnet.engine.weights.prepared import PreparedModel
@@ -23,6 +25,7 @@ QUESTIONS = (
     "How many legs does a spider have?",
 )
 NEW = 16
+VLLM_PYTHON = Path(__file__).parents[2] / ".venv-vllm" / "bin" / "python"
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,23 @@ def test_three_stages_say_what_the_whole_model_says(model: PreparedModel, whole:
         prompt = prompt_of(model, question)
         tokens = Pipeline(stages, f"s{number}", 80).generate(prompt, NEW, chunk=9)
         assert tokens == reference_tokens(whole, prompt, NEW), question
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(not VLLM_PYTHON.exists(), reason="scripts/setup --vllm was not run")
+def test_vllm_says_it_too(model: PreparedModel, whole: Any) -> None:
+    kind = vllm_kind(str(VLLM_PYTHON))
+    assert kind is not None, "the environment of scripts/setup --vllm has it"
+    engine = kind.make(model, "cpu", 900_000_000, 1)
+    try:
+        layers = Span(0, model.manifest.layers)
+        engine.load(layers)
+        for number, question in enumerate(QUESTIONS):
+            prompt = prompt_of(model, question)
+            tokens = Pipeline([(engine, layers)], f"s{number}", 80).generate(prompt, NEW, chunk=9)
+            assert tokens == reference_tokens(whole, prompt, NEW), question
+    finally:
+        engine.close()
 
 
 def test_it_knows_the_capital_of_france(model: PreparedModel) -> None:
