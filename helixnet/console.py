@@ -81,12 +81,20 @@ def run_command(parser: Parser, argv: Sequence[str] | None) -> int:
     Errors become one sentence on stderr.
     """
     try:
-        arguments = parser.parse_args(argv)
-        code = int(arguments.func(arguments))
+        code = _run(parser, argv)
         sys.stdout.flush()
         return code
     except BaseException as error:
         return _exit_code(parser.prog, error)
+
+
+def _run(parser: Parser, argv: Sequence[str] | None) -> int:
+    try:
+        arguments = parser.parse_args(argv)
+        return int(arguments.func(arguments))
+    except SystemExit:
+        sys.stdout.flush()  # help was printed: if its reader has gone away, that is to be found out here
+        raise
 
 
 def _exit_code(prog: str, error: BaseException) -> int:

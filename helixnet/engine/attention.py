@@ -26,8 +26,9 @@ from helixnet.engine.products import widened
 ATTENTION_NAME = "helixnet"
 QUERIES_AT_ONCE = 128
 """A prompt's tokens that attend together on a CPU: those before them need not look at the keys of those after them."""
-PAST_MIN = 128
-"""So many tokens before a prompt's are attended to by themselves, on a CPU: nothing of them needs a mask."""
+PAST_MIN, PIECE_MIN = 128, 64
+"""So many tokens before so many of a prompt are attended to by themselves, on a CPU: nothing of them needs a mask. For
+fewer, a second call takes longer than a mask."""
 SLOW_COUNTS = {torch.float32: (3,), torch.bfloat16: (1, 3), torch.float16: (1, 3)}
 """So many queries are better padded with one more: torch's kernel multiplies them one by one."""
 
@@ -243,7 +244,8 @@ def _attend_piece(
     seen = keys.shape[2] - (row.tokens - last)
     keys, values = keys[:, :, :seen], values[:, :, :seen]
     past = seen - query.shape[2]
-    if row.tokens > 1 and past >= PAST_MIN and rule.window is None and _is_plain(rule, query):
+    sees_all = rule.window is None or rule.window >= row.length
+    if query.shape[2] >= PIECE_MIN and past >= PAST_MIN and sees_all and _is_plain(rule, query):
         own = _row_mask(step, index, first, last, query.shape[2], None)
         assert own is not None, "several tokens have a mask"
         return _scores_with_past(query, keys, values, past, own, rule)

@@ -105,7 +105,7 @@ def prompt_s(stage: StageMachine, pipeline: Pipeline, tokens: int) -> tuple[floa
     return now - 0.3, gap
 
 
-@pytest.mark.parametrize(("pipeline", "gaps", "times"), [(ALONE, 1.76, 3.1), (PIPELINE, 2.76, 6.2)], ids=["one", "two"])
+@pytest.mark.parametrize(("pipeline", "gaps", "times"), [(ALONE, 1.76, 3.1), (PIPELINE, 3.01, 6.2)], ids=["one", "two"])
 def test_a_long_prompt_slows_tokens_by_less_than_they_slow_it(pipeline: Pipeline, gaps: float, times: float) -> None:
     """Alone, a token meets one piece that takes less than itself; with other stages it may find another running."""
     took, gap = prompt_s(a_stage(held=pipeline[0].layers, pages=10_000), pipeline, 4000)

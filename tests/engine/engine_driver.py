@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+import torch
 
 from helixnet.core.prefix import BLOCK_TOKENS
 from helixnet.core.sampling import History, Sampling
@@ -11,6 +15,7 @@ from helixnet.core.stage.work import Done, Work
 from helixnet.core.types import BlockId, SessionId, Span
 from helixnet.core.wire.activation import Activation
 from helixnet.engine.base import Engine
+from helixnet.engine.torch_engine import TorchEngine
 
 GREEDY = Sampling()
 
@@ -109,6 +114,47 @@ class Pipeline:
             assert tokens[-1] is not None
             tokens.append(self.feed([tokens[-1]]))
         return [token for token in tokens if token is not None]
+
+
+def together(engine: Engine, span: Span, prompts: dict[str, list[int]], count: int) -> dict[str, list[int]]:
+    """`count` greedy tokens of each session, decoding in one batch; the last one's prompt comes two turns late."""
+    late = list(prompts)[-1]
+    lines = {name: Pipeline([(engine, span)], name, 40) for name in prompts}
+    tokens: dict[str, list[int]] = {name: [] for name in prompts}
+    for turn in range(count + 2):
+        batch = [
+            line.first_work(tokens[name][-1:] or prompts[name], sample=True)
+            for name, line in lines.items()
+            if name != late or turn >= 2
+        ]
+        for work, done in zip(batch, engine.run(batch), strict=True):
+            assert done.token_id is not None, done.error
+            tokens[work.session].append(done.token_id)
+            lines[work.session].position += work.tokens
+    return {name: made[:count] for name, made in tokens.items()}
+
+
+@contextmanager
+def watched(engine: TorchEngine) -> Iterator[list[torch.Tensor]]:
+    """The logits that it computes, [rows, vocab] each time."""
+    seen: list[torch.Tensor] = []
+    compute = engine._model.logits
+
+    def watch(hidden: torch.Tensor) -> torch.Tensor:
+        logits = compute(hidden)
+        seen.append(logits.cpu())
+        return logits
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine._model, "logits", watch)
+        yield seen
+
+
+def logits_after(engine: TorchEngine, span: Span, prompt: Sequence[int]) -> torch.Tensor:
+    """What the whole model says after a prompt: [vocab], in float32."""
+    with watched(engine) as seen:
+        Pipeline([(engine, span)], "logits", len(prompt)).feed(prompt)
+    return seen[0][0].float()
 
 
 def next_work(session: SessionId, span: Span, position: int, activation: Activation, sample: bool = True) -> Work:

@@ -16,7 +16,7 @@ from helixnet.engine.products import HALF_MAX, Product, has_own_form
 from helixnet.engine.torch_engine import TorchEngine
 from helixnet.engine.weights.catalog import prepare
 from helixnet.engine.weights.prepared import PreparedModel
-from tests.engine.engine_driver import Pipeline
+from tests.engine.engine_driver import Pipeline, logits_after
 from tests.tiny_models import LAYERS, reference, write_checkpoint
 
 MEMORY = 8_000_000
@@ -65,21 +65,6 @@ def an_engine(model: PreparedModel, *spans: Span) -> TorchEngine:
     return engine
 
 
-def logits_of(engine: TorchEngine) -> torch.Tensor:
-    """What the whole model says after the prompt."""
-    seen: list[torch.Tensor] = []
-    compute = engine._model.logits
-
-    def watched(hidden: torch.Tensor) -> torch.Tensor:
-        seen.append(compute(hidden))
-        return seen[-1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine._model, "logits", watched)
-        Pipeline([(engine, ALL)], "logits", len(PROMPT)).feed(PROMPT)
-    return seen[0][0].float()
-
-
 def rms(numbers: torch.Tensor) -> float:
     return float(numbers.pow(2).mean().sqrt())
 
@@ -92,7 +77,7 @@ def test_what_is_computed_is_no_farther_from_the_truth_than_transformers(model: 
     with torch.inference_mode():
         right = truth(ids).logits[0, -1]
         their_error = rms(theirs(ids).logits[0, -1].float() - right)
-    assert rms(logits_of(an_engine(model, ALL)) - right) <= 1.5 * their_error
+    assert rms(logits_after(an_engine(model, ALL), ALL, PROMPT) - right) <= 1.5 * their_error
 
 
 def test_every_split_gives_the_same_tokens(model: PreparedModel) -> None:

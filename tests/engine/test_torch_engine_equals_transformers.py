@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import combinations, pairwise
 from typing import Any
 
@@ -17,7 +15,7 @@ from helixnet.core.types import BlockId, SessionId, Span
 from helixnet.engine.torch_engine import TorchEngine
 from helixnet.engine.weights.catalog import prepare
 from helixnet.engine.weights.prepared import PreparedModel
-from tests.engine.engine_driver import GREEDY, SETTINGS, Pipeline, chosen, next_work
+from tests.engine.engine_driver import GREEDY, SETTINGS, Pipeline, chosen, next_work, together, watched
 from tests.tiny_models import FAMILIES, LAYERS, reference, reference_tokens, write_checkpoint
 
 MEMORY = 8_000_000
@@ -88,22 +86,6 @@ def splits() -> list[tuple[Span, ...]]:
     return found
 
 
-@contextmanager
-def watched(engine: TorchEngine) -> Iterator[list[torch.Tensor]]:
-    """The logits that it computes, [rows, vocab] each time."""
-    seen: list[torch.Tensor] = []
-    compute = engine._model.logits
-
-    def watch(hidden: torch.Tensor) -> torch.Tensor:
-        logits = compute(hidden)
-        seen.append(logits.cpu())
-        return logits
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine._model, "logits", watch)
-        yield seen
-
-
 def test_every_split_of_the_layers_gives_the_whole_models_logits_and_tokens(tiny: Tiny) -> None:
     engines = {span: engine_with(tiny.model, span) for spans in splits() for span in spans}
     largest = float(tiny.logits().abs().max())
@@ -131,7 +113,7 @@ def test_a_prompt_in_chunks_gives_the_same_tokens(tiny: Tiny) -> None:
 
 
 LONG_PROMPT = [(37 * n * n + 11 * n) % 120 + 3 for n in range(240)]
-"""More tokens than attend at once, and than must lie before a chunk for these to be attended to by themselves."""
+"""More tokens than attend at once, and enough before some of them to be attended to by themselves."""
 
 
 @pytest.mark.parametrize("chunk", [1000, 150, 30])
@@ -153,20 +135,8 @@ def test_sessions_of_one_batch_do_not_touch_each_other(
     gather_decode_rows(monkeypatch, 1 << 30 if gather else 0)
     engine = engine_with(model, Span(0, LAYERS))
     prompts = {f"s{n}": PROMPT[n : n + 3 + 4 * n] for n in range(3)} | {"late": PROMPT[::-1]}
-    lines = {name: Pipeline([(engine, Span(0, LAYERS))], name, 40) for name in prompts}
-    tokens: dict[str, list[int]] = {name: [] for name in prompts}
-    for turn in range(NEW + 2):
-        batch = []
-        for name, line in lines.items():
-            if name == "late" and turn < 2:
-                continue
-            batch.append(line.first_work(tokens[name][-1:] or prompts[name], sample=True))
-        for work, done in zip(batch, engine.run(batch), strict=True):
-            assert done.token_id is not None, done.error
-            tokens[work.session].append(done.token_id)
-            lines[work.session].position += work.tokens
-    for name, prompt in prompts.items():
-        assert tokens[name][:NEW] == tiny.tokens(prompt), name
+    tokens = together(engine, Span(0, LAYERS), prompts, NEW)
+    assert tokens == {name: tiny.tokens(prompt) for name, prompt in prompts.items()}
 
 
 def test_tokens_are_chosen_the_same_whatever_the_order_of_a_batch(tiny: Tiny) -> None:

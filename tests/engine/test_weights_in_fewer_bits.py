@@ -27,7 +27,7 @@ from helixnet.engine.weights.catalog import prepare
 from helixnet.engine.weights.gguf_blocks import as_int4
 from helixnet.engine.weights.keeping import GGUF_INT4, GROUP, INT4, INT8, form_bytes, form_of
 from helixnet.engine.weights.prepared import PreparedModel
-from tests.engine.engine_driver import Pipeline
+from tests.engine.engine_driver import Pipeline, logits_after
 from tests.tiny_models import FAMILIES, LAYERS, reference, write_checkpoint, write_gguf
 
 ALL = Span(0, LAYERS)
@@ -122,21 +122,6 @@ def an_engine(model: PreparedModel, *spans: Span) -> TorchEngine:
     return engine
 
 
-def logits_of(engine: TorchEngine) -> torch.Tensor:
-    """What the whole model says after the prompt."""
-    seen: list[torch.Tensor] = []
-    compute = engine._model.logits
-
-    def watched(hidden: torch.Tensor) -> torch.Tensor:
-        seen.append(compute(hidden))
-        return seen[-1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine._model, "logits", watched)
-        Pipeline([(engine, ALL)], "logits", len(PROMPT)).feed(PROMPT)
-    return seen[0][0].float()
-
-
 def as_kept(model: Any, form: str) -> Any:
     """A model of transformers with the numbers that its layers' matrices have when they are kept in fewer bits."""
     for name, shape in architecture.layer_linears(model).items():
@@ -166,7 +151,7 @@ def test_every_family_computes_as_transformers_does_with_the_same_numbers(
     with torch.inference_mode():
         right = as_kept(reference(folder), form)(torch.tensor([PROMPT])).logits[0, -1]
     model = prepared(folder, quantize=form)
-    ours = logits_of(an_engine(model, ALL))
+    ours = logits_after(an_engine(model, ALL), ALL, PROMPT)
     torch.testing.assert_close(ours, right, rtol=0, atol=2e-5 * float(right.abs().max()))
     dense = prepared(folder).manifest
     assert model.manifest.layer_bytes < dense.layer_bytes
@@ -187,7 +172,7 @@ def test_in_short_numbers_it_is_no_farther_from_the_truth_than_transformers(
         with torch.inference_mode():
             right = truth(ids).logits[0, -1]
             theirs.append(plain(ids).logits[0, -1].float() - right)
-        ours.append(logits_of(an_engine(prepared(folder, quantize=form), ALL)) - right)
+        ours.append(logits_after(an_engine(prepared(folder, quantize=form), ALL), ALL, PROMPT) - right)
     assert rms(ours) <= 1.5 * rms(theirs)
 
 
@@ -260,7 +245,7 @@ def test_a_gguf_file_may_be_served_as_it_is_stored(kind: str, tmp_path: Path) ->
     engine = an_engine(stored, ALL)
     source = stored.source()
     assert all(isinstance(source.kept(name), Quantized) for name in engine._model._linears)
-    ours, theirs = logits_of(engine), logits_of(an_engine(dense, ALL))
+    ours, theirs = logits_after(engine, ALL, PROMPT), logits_after(an_engine(dense, ALL), ALL, PROMPT)
     assert float((ours - theirs).pow(2).mean().sqrt()) <= 0.03 * float(theirs.pow(2).mean().sqrt())
 
 
@@ -268,7 +253,9 @@ def test_what_a_gguf_file_has_in_other_types_is_dense(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "tiny.gguf")
     stored, dense = prepared(path, quantize="stored"), prepared(path)
     assert stored.manifest.layer_bytes == dense.manifest.layer_bytes
-    assert torch.equal(logits_of(an_engine(stored, ALL)), logits_of(an_engine(dense, ALL)))
+    assert torch.equal(
+        logits_after(an_engine(stored, ALL), ALL, PROMPT), logits_after(an_engine(dense, ALL), ALL, PROMPT)
+    )
 
 
 # --- what people say -------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from helixnet.engine.vllm_engine import VllmEngine
 from helixnet.engine.vllm_layers import PAGE_TOKENS
 from helixnet.engine.weights.catalog import prepare
 from helixnet.engine.weights.prepared import PreparedModel
-from tests.engine.engine_driver import GREEDY, SETTINGS, Pipeline, chosen, next_work
+from tests.engine.engine_driver import GREEDY, SETTINGS, Pipeline, chosen, next_work, together
 from tests.tiny_models import LAYERS, beside_adapter, reference, reference_tokens, write_adapter
 from tests.vllm import families
 
@@ -147,20 +147,8 @@ def through(engine: VllmEngine, sessions: list[SessionId], spans: list[Span]) ->
 def test_sessions_of_one_batch_do_not_touch_each_other(tiny: Tiny, engine: VllmEngine) -> None:
     """Three decode together, one of them only part of the layers, while a fourth comes late."""
     prompts = {f"s{n}": PROMPT[n : n + 3 + 4 * n] for n in range(3)} | {"late": PROMPT[::-1]}
-    lines = {name: Pipeline([(engine, ALL)], name, 40) for name in prompts}
-    tokens: dict[str, list[int]] = {name: [] for name in prompts}
-    for turn in range(NEW + 2):
-        batch = [
-            line.first_work(tokens[name][-1:] or prompts[name], sample=True)
-            for name, line in lines.items()
-            if name != "late" or turn >= 2
-        ]
-        for work, done in zip(batch, engine.run(batch), strict=True):
-            assert done.token_id is not None, done.error
-            tokens[work.session].append(done.token_id)
-            lines[work.session].position += work.tokens
-    for name, prompt in prompts.items():
-        assert tokens[name][:NEW] == tiny.tokens(prompt), name
+    tokens = together(engine, ALL, prompts, NEW)
+    assert tokens == {name: tiny.tokens(prompt) for name, prompt in prompts.items()}
 
 
 def test_batches_larger_than_vllm_takes_are_run_in_parts(tiny: Tiny) -> None:

@@ -6,8 +6,9 @@ the steps that a stage should have in hand when requests are spread evenly over 
 ready where more than that piles up; but all of it where the stage hardly ever rests (docs/decisions/0014).
 
 As long as anybody makes tokens, each prompt in line takes half as long as a batch of decode steps, and a token may meet
-two such pieces, one before it and one beside it: one prompt alone at most doubles the gaps between tokens, and many
-have what a full stage can give them (docs/decisions/0020).
+two such pieces, one before it and one beside it (where there is no other stage, three quarters, and it meets one): one
+prompt alone at most doubles the gaps between tokens, and many have what a full stage can give them
+(docs/decisions/0020).
 """
 
 from __future__ import annotations

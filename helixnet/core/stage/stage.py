@@ -43,9 +43,9 @@ BUSY_S = 5.0
 """How far back it goes how busy a stage has been: over some round trips of a token."""
 SMOOTHING = 0.1
 """Weight of the newest batch in what a prompt token costs."""
-ALONGSIDE = 0.75
-"""What a prompt may take beside decode steps, by what these take: some pieces take longer than is foretold, and even
-then the gaps between tokens are to be no more than twice as long."""
+BESIDE_ALONE, BESIDE_IN_PIPELINE = 0.75, 0.5
+"""What a prompt may take beside decode steps, by what these take. Alone, a token waits for one piece, which may take
+longer than was foretold; in a pipeline it may meet two, the one that runs when it comes and the one beside it."""
 
 
 _Way = tuple[PeerId, bool, str]
@@ -345,12 +345,11 @@ class StageMachine:
 
     @property
     def _beside(self) -> float:
-        """Tokens that each prompt in line may bring to a batch: `ALONGSIDE` of what decode steps cost, or half of it
-        where a token may meet two pieces, the one that runs when it comes and the one beside it.
-        """
+        """Tokens that each prompt in line may bring to a batch."""
         if not self._decoding or not self._decode_s or not self._token_s:
             return inf
-        return ALONGSIDE * self._decode_s / self._token_s / (2 if self._elsewhere else 1)
+        share = BESIDE_IN_PIPELINE if self._elsewhere else BESIDE_ALONE
+        return share * self._decode_s / self._token_s
 
     def done(self, outcome: BatchDone, now: float) -> list[Effect]:
         """Hand on what the engine made, one frame for each next hop and lane; start the next batch."""

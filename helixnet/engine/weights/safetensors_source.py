@@ -121,16 +121,7 @@ def prepare_texts(
     config = _json(texts, "config.json")
     dtype = wanted.dtype or _stored_dtype(config)
     quantization = _quantization(name, config, wanted)
-    try:
-        model_class, text_config = architecture.causal_class(config)
-        model = architecture.build_skeleton(model_class, text_config, dtype, "eager")
-    except HelixError:
-        raise
-    except Exception as error:  # a config may be odd in any way
-        problem = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise ModelError(
-            f"transformers makes no model of type {config.get('model_type')!r} of {name} ({problem})"
-        ) from error
+    model_class, model = _skeleton(name, config, dtype)
     sizes = None
     if quantization and not keeping.is_ours(quantization):
         model.config.quantization_config = config["quantization_config"]
@@ -151,6 +142,20 @@ def prepare_texts(
         sizes=sizes,
     )
     return assemble(folder, parts, model_class, model, record(model_class.__module__))
+
+
+def _skeleton(name: str, config: dict[str, Any], dtype: str) -> tuple[Any, Any]:
+    """Class and model, without weights, of the text decoder that a config describes."""
+    try:
+        model_class, text_config = architecture.causal_class(config)
+        return model_class, architecture.build_skeleton(model_class, text_config, dtype, "eager")
+    except HelixError:
+        raise
+    except Exception as error:  # a config may be odd in any way
+        problem = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise ModelError(
+            f"transformers makes no model of type {config.get('model_type')!r} of {name} ({problem})"
+        ) from error
 
 
 def shard_names(texts: Mapping[str, str], found: Sequence[str]) -> list[str]:
