@@ -2,6 +2,7 @@
 
 In every round each has its turn, so that what else the machine does falls on all. Peers have one thread each; the
 engine in one process has as many as they have together, and once more as many as there are cores, if these are fewer.
+Besides, one answer that says what its prompt says, with drafts and without.
 """
 
 from __future__ import annotations
@@ -23,7 +24,12 @@ TOKENS = 96
 SKIPPED = 8
 """Steps of every answer that are not counted: until all answers have begun."""
 ROUNDS = 5
+DRAFTS = 8
 PROMPT = "Tell me a long story about {}, the lighthouse keeper, and the sea."
+REPEATING = (
+    "Repeat this text word for word: The lighthouse keeper Tom counted seventeen ships, wrote their names down in his "
+    "blue book, and put the lamp out at six in the morning."
+)
 NAMES = ("Tom", "Ada", "Ben", "Eve", "Sam", "Joe", "Kim", "Lee", "Max", "Zoe", "Ian", "Amy", "Dan", "Sue", "Ron", "Pam")
 
 
@@ -41,6 +47,7 @@ async def _measures() -> dict[str, float]:
     rates: dict[int, list[float]] = {1: [], FEW: [], MANY: []}
     gaps: dict[int, list[float]] = {1: [], FEW: [], MANY: []}
     alone: dict[int, list[float]] = {threads: [] for threads in counts}
+    repeating: dict[int, list[float]] = {0: [], DRAFTS: []}
     try:
         async with local_swarm(PEERS, *arguments), AsyncClient() as client:
             await _together(client, MANY)
@@ -50,6 +57,8 @@ async def _measures() -> dict[str, float]:
                     rate, gap = await _together(client, sessions)
                     rates[sessions].append(rate)
                     gaps[sessions].append(gap)
+                for drafts, measured in repeating.items():
+                    measured.append(await _repeating(client, drafts))
                 for threads, engine in engines.items():
                     alone[threads].append(await asyncio.to_thread(_one_process, engine))
     finally:
@@ -64,6 +73,8 @@ async def _measures() -> dict[str, float]:
         "swarm_gaps_p95": _ratio(gaps[MANY], gaps[1]),
         "swarm_few": _ratio(rates[FEW], alone[PEERS]),
         "swarm_few_by_cores": _ratio(rates[FEW], alone[counts[0]]),
+        "repeating_tokens_per_s": statistics.median(repeating[0]),
+        "repeating_with_drafts": _ratio(repeating[DRAFTS], repeating[0]),
     }
 
 
@@ -75,13 +86,22 @@ def _one_process(engine: Remote) -> float:
     return FEW * len(seconds) / sum(seconds)
 
 
+async def _repeating(client: Any, drafts: int) -> float:
+    """Tokens/s of an answer that repeats its prompt, from its first token on."""
+    stamps: list[float] = []
+    asked: list[Any] = [{"role": "user", "content": REPEATING}]
+    async for piece in client.stream_chat(asked, max_tokens=TOKENS, drafts=drafts):
+        stamps += [time.perf_counter()] * len(piece.token_ids)
+    return (len(stamps) - 1) / (stamps[-1] - stamps[0])
+
+
 async def _together(client: Any, sessions: int) -> tuple[float, float]:
     """Total tokens/s while all of them answer, and the 95th percentile of the gaps between their tokens, in s."""
     stamps: list[list[float]] = [[] for _ in range(sessions)]
 
     async def one(number: int) -> None:
         asked: list[Any] = [{"role": "user", "content": PROMPT.format(NAMES[number])}]
-        async for piece in client.stream_chat(asked, max_tokens=TOKENS):
+        async for piece in client.stream_chat(asked, max_tokens=TOKENS, drafts=0):
             stamps[number] += [time.perf_counter()] * len(piece.token_ids)
         if len(stamps[number]) < TOKENS // 2:
             raise SystemExit(f"an answer ended after {len(stamps[number])} tokens: choose other prompts")

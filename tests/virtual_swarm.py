@@ -89,7 +89,11 @@ def capability(memory_bytes: int) -> Capability:
     )
 
 
-def toy_output(prompt: tuple[int, ...], count: int, layers: int = LAYERS) -> list[int]:
+WORDS = 1 << 16
+"""The toy model's; with few, its texts repeat themselves."""
+
+
+def toy_output(prompt: tuple[int, ...], count: int, layers: int = LAYERS, words: int = WORDS) -> list[int]:
     """What the toy model says after `prompt`: each token depends on all before it and on every layer."""
     tokens = list(prompt)
     for _ in range(count):
@@ -98,7 +102,7 @@ def toy_output(prompt: tuple[int, ...], count: int, layers: int = LAYERS) -> lis
             state = _mix(state, token)
         for layer in range(layers):
             state = hashlib.sha256(state + bytes([layer])).digest()
-        tokens.append(int.from_bytes(state[:2], "big"))
+        tokens.append(int.from_bytes(state[:2], "big") % words)
     return tokens[len(prompt) :]
 
 
@@ -109,8 +113,11 @@ def _mix(state: bytes, token: int) -> bytes:
 class ToyEngine:
     """Layers as hashes. The first stage's "KV" is the digest of all tokens so far, so a gap shows at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, words: int = WORDS) -> None:
+        self.words = words
         self.loaded: set[int] = set()
+        self.drafted: dict[SessionId, dict[int, bytes]] = {}
+        """The first stage's KV before each draft, by its position."""
         self.kv: dict[SessionId, tuple[Span, int, bytes]] = {}
         self.ends: dict[tuple[SessionId, int], bytes] = {}
         """The first stage's KV at the end of each block."""
@@ -140,16 +147,22 @@ class ToyEngine:
                     del self.blocks[block]
             case ReleaseKv():
                 self.kv.pop(effect.session, None)
+                self.drafted.pop(effect.session, None)
 
     def run(self, work: Work) -> Done:
         """One item through its layers: the digest of the last token travels as the activation."""
         if not set(work.layers.layers()) <= self.loaded:
             return Done(session=work.session, error="layers not loaded")
         span, position, state = self.kv[work.session]
+        if work.position in self.drafted.get(work.session, {}):
+            position, state = work.position, self.drafted[work.session][work.position]
         if span != work.layers or position != work.position:
             return Done(session=work.session, error=f"position {work.position} where {position} was due")
         states: list[bytes] = []
+        self.drafted[work.session] = {}
         for row in range(work.tokens):
+            if row and work.drafts:
+                self.drafted[work.session][position] = state
             position += 1
             if work.token_ids is not None:
                 state = _mix(state, work.token_ids[row])
@@ -163,8 +176,11 @@ class ToyEngine:
             states.append(digest)
         self.kv[work.session] = (span, position, state)
         if work.layers.stop == LAYERS:
-            token = int.from_bytes(states[-1][:2], "big") if work.sample is not None else None
-            return Done(session=work.session, token_id=token)
+            if work.sample is None:
+                return Done(session=work.session)
+            tokens = [int.from_bytes(one[:2], "big") % self.words for one in states[-1 - len(work.drafts) :]]
+            right = next(place for place, token in enumerate(tokens) if token not in work.drafts[place : place + 1])
+            return Done(session=work.session, token_id=tokens[right], right=right)
         return Done(
             session=work.session, activation=Activation("float32", work.tokens, 8, memoryview(b"".join(states)))
         )
@@ -220,8 +236,9 @@ class Client:
 class VirtualSwarm:
     """The event heap. `at` schedules, `run_until` lets time pass."""
 
-    def __init__(self, seed: int = 0, config: PeerConfig | None = None) -> None:
+    def __init__(self, seed: int = 0, config: PeerConfig | None = None, words: int = WORDS) -> None:
         self.now = 0.0
+        self.words = words
         self.rng = random.Random(seed)
         self.config = config or PeerConfig()
         self.peers: dict[PeerId, Peer] = {}
@@ -243,7 +260,7 @@ class VirtualSwarm:
         peer = Peer(facts, self.config, self.now)
         peer.addresses = (f"/memory/{name}",)
         self.peers[me] = peer
-        self.engines[me] = ToyEngine()
+        self.engines[me] = ToyEngine(self.words)
         self._read_directory(me)
         self._apply(me, peer.measured(capability(memory), self.now))
         self._tick(me)
@@ -260,11 +277,22 @@ class VirtualSwarm:
         """Nothing travels between the two any more, and nobody is told."""
         self.cuts.add(frozenset((PeerId(a), PeerId(b))))
 
-    def ask(self, name: str, prompt: tuple[int, ...], tokens_max: int, config: RequestConfig | None = None) -> Request:
+    def ask(
+        self,
+        name: str,
+        prompt: tuple[int, ...],
+        tokens_max: int,
+        config: RequestConfig | None = None,
+        drafts: int = 0,
+    ) -> Request:
         """A client asks; it follows the view of any live peer."""
         me = PeerId(name)
         spec = RequestSpec(
-            manifest_hash=MANIFEST.hash, context_tokens=MANIFEST.context_tokens, prompt=prompt, tokens_max=tokens_max
+            manifest_hash=MANIFEST.hash,
+            context_tokens=MANIFEST.context_tokens,
+            prompt=prompt,
+            tokens_max=tokens_max,
+            drafts=drafts,
         )
         ids = (SessionId(f"{name}-{number}") for number in itertools.count())
 

@@ -197,6 +197,7 @@ class AsyncStream:
             cache_salt=self._options.cache_salt,
             yields=self._options.background,
             packing=self._options.packing,
+            drafts=self._options.drafts,
         )
 
     def _take(

@@ -19,6 +19,7 @@ CHAT_EXAMPLE = """helixnet chat --temperature 0.7
 
   /clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops the answer that is running."""
 TOKENS_DEFAULT = 256
+DRAFTS_DEFAULT = 8
 PROMPT = "you> "
 
 
@@ -70,6 +71,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         default="raw",
         help="how hidden states travel: raw, int8 (half the bytes, small errors) or exact (between vLLM peers) (raw)",
     )
+    parser.add_argument(
+        "--drafts",
+        type=int,
+        metavar="N",
+        default=DRAFTS_DEFAULT,
+        help="guess up to N tokens ahead where the text repeats itself: fewer rounds; 0: none (8)",
+    )
     parser.add_argument("--seed", type=int, metavar="S", help="the same seed gives the same answer")
     parser.add_argument("--verbose", action="store_true", help="say how long it took, even if nobody watches")
     add_client_arguments(parser)
@@ -87,6 +95,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
         "seed",
         "background",
         "packing",
+        "drafts",
     )
     return {name: getattr(arguments, name) for name in names} | {"cache_salt": None if arguments.no_cache else ""}
 

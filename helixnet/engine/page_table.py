@@ -31,6 +31,10 @@ class SessionKv:
     """[pages per row] Which of them belong to blocks."""
     filled: dict[int, int] = field(default_factory=dict)
     """Tokens stored so far, per layer."""
+    drafted: int = 0
+    """So many of them are drafts: what comes next may take their places."""
+    reached: int = 0
+    """Tokens that were ever stored."""
     consecutive: bool = field(init=False)
     """Whether each row's pages follow one another, so that its KV is a view and needs no gathering."""
 
@@ -49,7 +53,7 @@ class SessionKv:
 
     def written(self, page_tokens: int) -> np.ndarray:
         """Those of them that were written to."""
-        used = -(-max(self.filled.values(), default=0) // page_tokens)
+        used = -(-max([self.reached, *self.filled.values()]) // page_tokens)
         return self.pages[:, :used][:, ~self.shared[:used]]
 
 

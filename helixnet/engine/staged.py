@@ -13,6 +13,7 @@ import torch
 
 from helixnet.core.errors import HelixError, UsageError
 from helixnet.core.model import Manifest
+from helixnet.core.sampling import History
 from helixnet.core.stage.pages import Paging
 from helixnet.core.stage.work import Done, Work
 from helixnet.core.types import SESSION_ID_CHARS_MAX, BlockId, SessionId, Span
@@ -20,7 +21,7 @@ from helixnet.core.wire.activation import INT8, RAW
 from helixnet.engine.base import Progress
 from helixnet.engine.packing import pack, unpack
 from helixnet.engine.page_table import PageTable, SessionKv
-from helixnet.engine.sampler import NO_HISTORY, Chosen, choose
+from helixnet.engine.sampler import NO_HISTORY, choose
 
 log = logging.getLogger("helixnet.engine")
 
@@ -37,7 +38,12 @@ class Item:
     residual: torch.Tensor | None = None
     """If it is apart: what the layers put out is the sum of both."""
     logits: torch.Tensor | None = None
-    """[vocab] for the last token, if the layers' own code makes them."""
+    """[answers, vocab] for the last tokens, if the layers' own code makes them."""
+
+    @property
+    def answers(self) -> int:
+        """Of so many of its last tokens the logits are wanted: the last before the drafts, and each of these."""
+        return 1 + len(self.work.drafts)
 
 
 class StagedEngine:
@@ -93,7 +99,7 @@ class StagedEngine:
         raise NotImplementedError
 
     def _logits(self, items: list[Item]) -> torch.Tensor:
-        """[items, vocab]: the model's logits for the last token of items that have left the last layer."""
+        """[answers of all items, vocab]: the model's logits for last tokens of items that have left the last layer."""
         raise NotImplementedError
 
     def _boundaries(self) -> set[int]:
@@ -183,26 +189,25 @@ class StagedEngine:
                 self._run_segment(segment, active)
         results = self._results(items)
         for item in items:
+            stop = item.work.position + item.work.tokens
             for layer in item.work.layers.layers():
-                item.kv.filled[layer] = item.work.position + item.work.tokens
+                item.kv.filled[layer] = stop
+            item.kv.drafted, item.kv.reached = len(item.work.drafts), max(item.kv.reached, stop)
         return results
 
     def _results(self, items: list[Item]) -> list[Done]:
         """A sampled token, an activation or nothing for each item, in order."""
         last = self._manifest.layers
         sampled = [item for item in items if item.work.layers.stop == last and item.work.sample is not None]
-        tokens: dict[int, Chosen | str] = {}
+        tokens: dict[int, Done] = {}
         if sampled:
-            rows = self._logits(sampled).float().cpu().numpy()
-            tokens = {item.index: _choose(item.work, row) for item, row in zip(sampled, rows, strict=True)}
+            each = self._logits(sampled).float().cpu().split([item.answers for item in sampled])
+            tokens = {item.index: _choose(item.work, rows.numpy()) for item, rows in zip(sampled, each, strict=True)}
         results = []
         for item in items:
             session = item.work.session
-            token = tokens.get(item.index)
-            if isinstance(token, str):
-                results.append(Done(session=session, error=token))
-            elif token is not None:
-                results.append(Done(session=session, token_id=token.token_id, logprobs=token.logprobs))
+            if item.index in tokens:
+                results.append(tokens[item.index])
             elif item.work.layers.stop == last:
                 results.append(Done(session=session))
             else:
@@ -219,9 +224,13 @@ class StagedEngine:
             raise UsageError(f"session {work.session} is not open here")
         if not kv.layers.holds(work.layers) or not any(span.holds(work.layers) for span in self.held()):
             raise UsageError(f"session {work.session} was opened for {kv.layers}, not for {work.layers}")
-        behind = next((layer for layer in work.layers.layers() if kv.filled[layer] != work.position), None)
-        if behind is not None:
-            raise UsageError(f"position {work.position} is out of step: layer {behind} has {kv.filled[behind]} tokens")
+        for layer in work.layers.layers():
+            if not kv.filled[layer] - kv.drafted <= work.position <= kv.filled[layer]:
+                raise UsageError(
+                    f"position {work.position} is out of step: layer {layer} has {kv.filled[layer]} tokens"
+                )
+        if work.drafts and len(work.drafts) >= work.tokens:
+            raise UsageError("work has more drafts than tokens after its first")
         if work.position + work.tokens > kv.tokens:
             raise UsageError(f"session {work.session} has room for {kv.tokens} tokens and would get more")
         return kv
@@ -246,9 +255,16 @@ class StagedEngine:
             raise UsageError(f"a session has 1 to {self._manifest.context_tokens} tokens, not {tokens}")
 
 
-def _choose(work: Work, row: np.ndarray) -> Chosen | str:
-    """The token that `work` asks for, from its logits; or what is wrong with them."""
+def _choose(work: Work, rows: np.ndarray) -> Done:
+    """The token that `work` asks for, after all its drafts that are chosen, too; `rows` are logits [answers, vocab]."""
     assert work.sample is not None
-    if np.isnan(row).any():
-        return "the logits are not numbers; the request's activations overflowed"
-    return choose(work.sample, work.position + work.tokens, row, work.history or NO_HISTORY)
+    history = work.history or NO_HISTORY
+    first = work.position + work.tokens - len(work.drafts)
+    for right, (row, draft) in enumerate(zip(rows, (*work.drafts, None), strict=True)):
+        if np.isnan(row).any():
+            break
+        chosen = choose(work.sample, first + right, row, history)
+        if chosen.token_id != draft:
+            return Done(session=work.session, token_id=chosen.token_id, right=right, logprobs=chosen.logprobs)
+        history = History(history.prompt, [*history.made, draft], history.stop_ids)
+    return Done(session=work.session, error="the logits are not numbers; the request's activations overflowed")

@@ -94,7 +94,7 @@ class TorchEngine(StagedEngine):
             item.hidden = part
 
     def _logits(self, items: list[Item]) -> torch.Tensor:
-        return self._model.logits(torch.stack([item.hidden[-1] for item in items]))
+        return self._model.logits(torch.cat([item.hidden[-item.answers :] for item in items]))
 
     def _parts(self, span: Span) -> list[Part]:
         parts: list[Part] = list(span.layers())

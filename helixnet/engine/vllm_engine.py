@@ -145,9 +145,10 @@ class VllmEngine(StagedEngine):
                 made[item.index].append(result)
         for item in items:
             results = made[item.index]
-            item.logits = results[-1].logits
-            if item.logits is None:
-                hidden = _joined([result.hidden for result in results])
+            logits, hidden = _joined([result.logits for result in results]), _joined([one.hidden for one in results])
+            if logits is not None:
+                item.logits = logits[-item.answers :]
+            else:
                 assert hidden is not None, "layers before the last put out hidden states"
                 item.hidden, item.residual = hidden, _joined([result.residual for result in results])
 
@@ -168,7 +169,7 @@ class VllmEngine(StagedEngine):
             yield batch
 
     def _logits(self, items: list[Item]) -> torch.Tensor:
-        return torch.stack([item.logits for item in items if item.logits is not None])
+        return torch.cat([item.logits for item in items if item.logits is not None])
 
     # --- loading -----------------------------------------------------------------------------------
 
@@ -232,7 +233,9 @@ class VllmEngine(StagedEngine):
 
 def _row(item: Item, start: int, stop: int) -> Row:
     residual = item.residual[start:stop] if item.residual is not None else None
-    return Row(item.work.session, item.kv.pages[0], item.work.position + start, item.hidden[start:stop], residual)
+    work, answers = item.work, stop - max(start, item.work.tokens - item.answers)
+    inputs = item.hidden[start:stop]
+    return Row(work.session, item.kv.pages[0], work.position + start, inputs, residual, max(1, answers))
 
 
 def _joined(pieces: list[torch.Tensor | None]) -> torch.Tensor | None:

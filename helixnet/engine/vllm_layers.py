@@ -97,6 +97,8 @@ class Row:
     """[tokens] token ids for layer 0, [tokens, hidden_size] for any other."""
     residual: torch.Tensor | None = None
     """[tokens, hidden_size] if it is not in `inputs` already."""
+    answers: int = 1
+    """Of so many of its last tokens the logits are wanted."""
 
     @property
     def tokens(self) -> int:
@@ -111,7 +113,7 @@ class Row:
 
 @dataclass(slots=True)
 class Result:
-    """What came of a row: hidden states [tokens, hidden_size], or after the last layer the last token's logits."""
+    """What came of a row: hidden states [tokens, hidden_size], or after the last layer logits [answers, vocab]."""
 
     hidden: torch.Tensor | None = None
     residual: torch.Tensor | None = None
@@ -226,12 +228,23 @@ class VllmLayers:
         order: list[SessionId] = list(self._runner.input_batch.req_ids)
         if made is None:
             state, self._runner.execute_model_state = self._runner.execute_model_state, None
-            logits = dict(zip(order, state.logits, strict=True))
+            logits = dict(zip(order, self._logits(state, order), strict=True))
             return [Result(logits=logits[row.session]) for row in rows]
         counts = [self._rows[one].tokens for one in order]
         parts = {name: dict(zip(order, made[name].split(counts), strict=True)) for name in self._keys}
         none: dict[SessionId, torch.Tensor] = {}
         return [Result(parts[HIDDEN][one.session], parts.get(RESIDUAL, none).get(one.session)) for one in rows]
+
+    def _logits(self, state: Any, order: list[SessionId]) -> Sequence[torch.Tensor]:
+        """Of each session's last tokens [answers, vocab]. The runner has made them of the very last ones."""
+        rows = [self._rows[one] for one in order]
+        if all(row.answers == 1 for row in rows):
+            return list(state.logits.split(1))
+        stops = np.cumsum([row.tokens for row in rows])
+        wanted = [np.arange(stop - row.answers, stop) for row, stop in zip(rows, stops, strict=True)]
+        where = torch.from_numpy(np.concatenate(wanted)).to(self.device)
+        logits: torch.Tensor = self._model.compute_logits(state.hidden_states[where])
+        return logits.split([row.answers for row in rows])
 
     def _scheduled(self, rows: Sequence[Row]) -> SchedulerOutput:
         """The batch in the words of vLLM's scheduler: to it, every session is a prompt that is still being run."""

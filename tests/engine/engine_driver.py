@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from helixnet.core.prefix import BLOCK_TOKENS
 from helixnet.core.sampling import History, Sampling
@@ -51,6 +52,46 @@ def chosen(engine: Engine, span: Span, prompts: dict[str, list[int]], count: int
     for name in prompts:
         engine.release(SessionId(name))
     return {name: history.made for name, history in histories.items()}
+
+
+def with_drafts(
+    stages: Sequence[tuple[Engine, Span]], prompts: dict[str, list[int]], expected: dict[str, list[int]]
+) -> dict[str, list[int]]:
+    """The same tokens by steps with up to three right drafts and two wrong ones, of all sessions in one batch."""
+    mixed = random.Random(1)
+    histories = {name: History(prompt=tuple(prompt), stop_ids=(2,)) for name, prompt in prompts.items()}
+    for engine, span in stages:
+        for name in prompts:
+            engine.open(SessionId(name), span, 64)
+    while going := [name for name in prompts if len(histories[name].made) < len(expected[name])]:
+        batch, right = [], []
+        for name in going:
+            work = _next_choice(name, stages[0][1], prompts[name], histories[name])
+            made = len(histories[name].made)
+            rights = expected[name][made : made + mixed.randrange(4)] if made else []
+            wrong = [(token + 1) % 100 for token in expected[name][made + len(rights) :][: mixed.randrange(3)]]
+            drafts = (*rights, *wrong) if made else ()
+            batch.append(replace(work, token_ids=(*(work.token_ids or ()), *drafts), drafts=drafts))
+            right.append(len(rights))
+        for work, done, count in zip(batch, _through(stages, batch), right, strict=True):
+            assert done.token_id is not None and done.right == count, done.error
+            histories[work.session].made += (*work.drafts[:count], done.token_id)
+    for engine, _ in stages:
+        for name in prompts:
+            engine.release(SessionId(name))
+    return {name: histories[name].made[: len(tokens)] for name, tokens in expected.items()}
+
+
+def _through(stages: Sequence[tuple[Engine, Span]], batch: list[Work]) -> list[Done]:
+    """What comes of a batch at the end of all stages."""
+    done = stages[0][0].run(batch)
+    for engine, span in stages[1:]:
+        batch = [
+            replace(work, layers=span, token_ids=None, activation=one.activation)
+            for work, one in zip(batch, done, strict=True)
+        ]
+        done = engine.run(batch)
+    return done
 
 
 def _next_choice(name: str, span: Span, prompt: list[int], history: History) -> Work:

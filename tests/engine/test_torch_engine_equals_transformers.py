@@ -15,7 +15,7 @@ from helixnet.core.types import BlockId, SessionId, Span
 from helixnet.engine.torch_engine import TorchEngine
 from helixnet.engine.weights.catalog import prepare
 from helixnet.engine.weights.prepared import PreparedModel
-from tests.engine.engine_driver import GREEDY, SETTINGS, Pipeline, chosen, next_work, together, watched
+from tests.engine.engine_driver import GREEDY, SETTINGS, Pipeline, chosen, next_work, together, watched, with_drafts
 from tests.tiny_models import FAMILIES, LAYERS, reference, reference_tokens, write_checkpoint
 
 MEMORY = 8_000_000
@@ -146,6 +146,16 @@ def test_tokens_are_chosen_the_same_whatever_the_order_of_a_batch(tiny: Tiny) ->
     assert len({tuple(tokens) for tokens in alone.values()}) > 2
     for order in (1, 2, 3):
         assert chosen(engine, Span(0, LAYERS), prompts, NEW, order) == alone
+
+
+def test_drafts_are_kept_as_far_as_they_are_what_would_have_been_chosen(tiny: Tiny) -> None:
+    """By one stage and by two: what wrong ones left behind is in nobody's way."""
+    prompts = {name: PROMPT[number:] for number, name in enumerate(SETTINGS)}
+    engine = engine_with(tiny.model, Span(0, LAYERS))
+    alone = chosen(engine, Span(0, LAYERS), prompts, NEW, 0)
+    assert with_drafts([(engine, Span(0, LAYERS))], prompts, alone) == alone
+    stages = [(engine_with(tiny.model, span), span) for span in (Span(0, 1), Span(1, LAYERS))]
+    assert with_drafts(stages, prompts, alone) == alone
 
 
 def test_items_of_a_batch_may_run_different_layers(tiny: Tiny) -> None:

@@ -30,6 +30,7 @@ QUESTIONS = (
     "Explain gravity to a child.",
     "Give me a recipe for pancakes.",
     "Translate 'good morning' into Spanish.",
+    "Repeat word for word: Tom counted seventeen ships and put the lamp out at six in the morning.",  # drafts come true
 )
 TOKENS = 24
 

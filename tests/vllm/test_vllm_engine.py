@@ -18,7 +18,7 @@ from helixnet.engine.vllm_engine import VllmEngine
 from helixnet.engine.vllm_layers import PAGE_TOKENS
 from helixnet.engine.weights.catalog import prepare
 from helixnet.engine.weights.prepared import PreparedModel
-from tests.engine.engine_driver import GREEDY, SETTINGS, Pipeline, chosen, next_work, together
+from tests.engine.engine_driver import GREEDY, SETTINGS, Pipeline, chosen, next_work, together, with_drafts
 from tests.tiny_models import LAYERS, beside_adapter, reference, reference_tokens, write_adapter
 from tests.vllm import families
 
@@ -253,6 +253,15 @@ def test_tokens_are_chosen_as_our_own_engine_chooses_them(tiny: Tiny, engine: Vl
     ours.load(ALL)
     prompts = {name: PROMPT[number:] for number, name in enumerate(SETTINGS)}
     assert chosen(engine, ALL, prompts, NEW, order) == chosen(ours, ALL, prompts, NEW, 0)
+
+
+def test_drafts_are_kept_as_far_as_they_are_what_would_have_been_chosen(tiny: Tiny, engine: VllmEngine) -> None:
+    """Also where a batch is run in parts."""
+    prompts = {name: PROMPT[number:] for number, name in enumerate(SETTINGS)}
+    alone = chosen(engine, ALL, prompts, NEW, 0)
+    assert with_drafts([(engine, ALL)], prompts, alone) == alone
+    stages = [(engine_with(tiny.model, span, batch_tokens=8), span) for span in (Span(0, 1), Span(1, LAYERS))]
+    assert with_drafts(stages, prompts, alone) == alone
 
 
 def test_bad_work_gets_an_error_and_the_others_their_tokens(tiny: Tiny, engine: VllmEngine) -> None:

@@ -91,6 +91,8 @@ class RequestSpec(msgspec.Struct, frozen=True, kw_only=True):
     """It can wait: all other requests come first."""
     packing: str = "raw"
     """How activations are to travel, one of `pipeline.WISHES`."""
+    drafts: int = 0
+    """So many tokens are guessed ahead, where the text repeats itself."""
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -106,6 +108,8 @@ class RequestSpec(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError(f"At most {STOP_IDS_MAX} stop ids can be given, not {len(self.stop_ids)}.")
         if self.packing not in WISHES:
             raise UsageError(f"Activations are packed {', '.join(WISHES)}, not {self.packing!r}.")
+        if not 0 <= self.drafts <= wire.DRAFTS_MAX:
+            raise UsageError(f"From 0 to {wire.DRAFTS_MAX} tokens can be guessed ahead, not {self.drafts}.")
         if len(self.cache_salt or "") > SALT_CHARS_MAX:
             raise UsageError(f"A cache salt has at most {SALT_CHARS_MAX} characters, not {len(self.cache_salt or '')}.")
 
@@ -254,6 +258,7 @@ class Request:
             made=len(self.tokens),
             cache_salt=self.spec.cache_salt,
             yields=self.spec.yields,
+            drafts=self.spec.drafts,
         )
         opened = Event("request.opened", {"attempt": len(self.pipelines), "stages": len(pipeline)})
         return [Send(self.entry, message), Emit(opened)]

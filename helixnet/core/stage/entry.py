@@ -11,6 +11,7 @@ from helixnet.core.machine import NEVER, Effect, Send
 from helixnet.core.prefix import BLOCK_TOKENS, Chain, blocks_before, chain_of
 from helixnet.core.route.pipeline import check_pipeline
 from helixnet.core.stage.batch import PREFILL_CHUNK_TOKENS
+from helixnet.core.stage.drafts import ROWS_MAX, Drafter
 from helixnet.core.stage.stage import StageMachine
 from helixnet.core.stage.work import Work
 from helixnet.core.types import PeerId, SessionId
@@ -51,6 +52,10 @@ class EntrySession:
     """When each stage was last heard of."""
     made: list[int] = field(default_factory=list)
     """Tokens sent to the client."""
+    drafter: Drafter | None = None
+    """If drafts are wanted."""
+    drafts: tuple[int, ...] = ()
+    """Those of the step that goes round."""
 
     @property
     def position_due(self) -> int:
@@ -87,6 +92,7 @@ class EntryMachine:
             chain=chain,
             cached=blocks_before(len(message.prompt)) * BLOCK_TOKENS,
             heard_at=dict.fromkeys(peers, now),
+            drafter=_drafter(message),
         )
         self._due_at = min(self._due_at, now + self._config.reserve_s)
         return [Send(peer, reserve) for peer, reserve in zip(peers, _reservations(sender, message, chain), strict=True)]
@@ -148,37 +154,56 @@ class EntryMachine:
         effects: list[Effect] = []
         for item in message.items:
             session = self.sessions.get(item.session)
-            if session is None or session.open.pipeline[-1].peer != sender or item.position != session.position_due:
+            if session is None or session.open.pipeline[-1].peer != sender:
                 continue
-            effects += self._token(session, item, now)
+            if not 0 <= item.right <= len(session.drafts) or item.position != session.position_due + item.right:
+                continue
+            session.progress_at = session.heard_at[sender] = now
+            effects += self._tokens(session, item)
+            if item.session in self.sessions:
+                effects += self._stage.submit(self._step(session), now)
         return effects + self._stage.pump()
 
-    def _token(self, session: EntrySession, item: wire.SampledItem, now: float) -> list[Effect]:
-        finish = ""
-        if item.token_id in session.open.stop_ids:
-            finish = "stop"
-        elif len(session.made) + 1 >= session.open.tokens_max:
-            finish = "length"
-        token = wire.Token(
-            session=item.session,
-            index=len(session.made),
-            token_id=item.token_id,
-            finish=finish,
-            logprobs=item.logprobs,
-        )
-        session.made.append(item.token_id)
-        session.progress_at = session.heard_at[session.open.pipeline[-1].peer] = now
-        if finish:
-            return [Send(session.client, token), *self._end(item.session)]
-        step = Work(
-            session=item.session,
+    def _tokens(self, session: EntrySession, item: wire.SampledItem) -> list[Effect]:
+        """Pass on the drafts that came true and the token after them, as far as the answer goes."""
+        tokens = *session.drafts[: item.right], item.token_id
+        if session.drafter is not None:
+            session.drafter.judge(len(session.drafts), item.right)
+            session.drafter.add(tokens)
+        effects: list[Effect] = []
+        for token_id in tokens:
+            finish = ""
+            if token_id in session.open.stop_ids:
+                finish = "stop"
+            elif len(session.made) + 1 >= session.open.tokens_max:
+                finish = "length"
+            token = wire.Token(
+                session=item.session,
+                index=len(session.made),
+                token_id=token_id,
+                finish=finish,
+                logprobs=item.logprobs,
+            )
+            session.made.append(token_id)
+            effects.append(Send(session.client, token))
+            if finish:
+                return [*effects, *self._end(item.session)]
+        return effects
+
+    def _step(self, session: EntrySession) -> Work:
+        """The newest token goes round, with what may follow it."""
+        if session.drafter is not None:
+            left = session.open.tokens_max - len(session.made) - 1
+            session.drafts = session.drafter.guess(min(left, ROWS_MAX // max(1, self._stage.decoding) - 1))
+        return Work(
+            session=session.open.session,
             layers=session.open.pipeline[0].layers,
-            position=item.position + 1,
-            token_ids=(item.token_id,),
+            position=session.position_due,
+            token_ids=(session.made[-1], *session.drafts),
             wanted=True,
+            drafts=session.drafts,
             decode=True,
         )
-        return [Send(session.client, token), *self._stage.submit(step, now)]
 
     def pong(self, sender: PeerId, now: float) -> None:
         """A stage lives."""
@@ -273,6 +298,13 @@ def _chain(client: PeerId, message: wire.Open, tokens: tuple[int, ...], known: C
     if message.cache_salt is None:
         return ()
     return chain_of(f"salt {message.cache_salt}" if message.cache_salt else f"client {client}", tokens, known)
+
+
+def _drafter(message: wire.Open) -> Drafter | None:
+    """For a request that wants drafts. One that asks for log probabilities has none: they are told of one token."""
+    if not message.drafts or message.sampling.logprobs is not None:
+        return None
+    return Drafter(message.prompt, message.drafts)
 
 
 def _reservations(client: PeerId, message: wire.Open, chain: Chain) -> list[wire.Reserve]:

@@ -9,6 +9,7 @@ from helixnet.core.prefix import HASH_BYTES, Chain
 from helixnet.core.route.pipeline import Pipeline
 from helixnet.core.sampling import History, Sampling
 from helixnet.core.types import BlockId, PeerId, SessionId, Span
+from helixnet.core.wire import messages as wire
 from helixnet.core.wire.activation import RAW
 
 
@@ -38,8 +39,10 @@ class StageSession:
     sealed: int = 0
     """So many of them others may share."""
     next_position: int = 0
+    drafted: int = 0
+    """So many of the tokens before it were only guessed: the next step may begin with any of them."""
     done_position: int = 0
-    """Everything before it has run."""
+    """Everything before it has run, and was not only guessed."""
     layers: Span = field(init=False)
     """The layers this stage runs for the session."""
     entry: PeerId = field(init=False)
@@ -60,15 +63,23 @@ class StageSession:
         self.previous_hop = pipeline[stage - 1].peer if stage else None
         self.takes, self.sends = pipeline[stage - 1].sends if stage else RAW, pipeline[stage].sends
 
-    def advance(self, position: int, tokens: int, now: float) -> str:
-        """So many tokens came for `position`. Returns what is wrong with that, in words; empty if nothing is."""
-        if position != self.next_position:
+    def advance(self, position: int, tokens: int, now: float, drafts: int) -> str:
+        """So many tokens came for `position`, the last of them guessed. Returns what is wrong with that, in words."""
+        if not self.next_position - self.drafted <= position <= self.next_position:
             return f"position {position} came where {self.next_position} was due"
         if position + tokens > self.tokens_max:
             return f"more than the {self.tokens_max} tokens that were reserved came"
-        self.next_position = position + tokens
+        self.next_position, self.drafted = position + tokens, drafts
         self.active_at = now
         return ""
+
+
+def history_of(message: wire.Reserve) -> History | None:
+    """What the exit is told that came before, if it has to know."""
+    if message.sampling is None or not message.sampling.looks_back:
+        return None
+    made_from = len(message.prompt) - message.made
+    return History(message.prompt[:made_from], list(message.prompt[made_from:]), message.stop_ids)
 
 
 def block_ids(pipeline: Pipeline, stage: int, chain: Chain) -> tuple[BlockId, ...]:

@@ -26,11 +26,10 @@ from helixnet.core.machine import (
 from helixnet.core.model import Manifest
 from helixnet.core.prefix import BLOCK_TOKENS, blocks_before
 from helixnet.core.route.pipeline import check_pipeline
-from helixnet.core.sampling import History
 from helixnet.core.stage.batch import DECODE_BATCH_MAX, PREFILL_BUDGET_TOKENS, Batcher
 from helixnet.core.stage.meter import Meter
 from helixnet.core.stage.pages import PageLedger, Paging
-from helixnet.core.stage.session import StageSession, block_ids
+from helixnet.core.stage.session import StageSession, block_ids, history_of
 from helixnet.core.stage.work import Work
 from helixnet.core.types import PeerId, SessionId, Span, runs
 from helixnet.core.wire import messages as wire
@@ -98,7 +97,7 @@ class StageMachine:
         """No session has been idle for too long before; it only grows later while they are active."""
         self._in_line = 0
         """Prompt tokens of all sessions that have not run here yet."""
-        self._decoding = 0
+        self.decoding = 0
         """Sessions whose prompt has run here."""
         self._elsewhere = 0
         """Sessions that have other stages, too."""
@@ -195,7 +194,7 @@ class StageMachine:
             tokens_max=message.tokens_max,
             prompt_left=message.prompt_tokens - cached,
             sampling=message.sampling,
-            history=_history(message),
+            history=history_of(message),
             active_at=now,
             owner=message.owner,
             yields=message.yields,
@@ -255,7 +254,7 @@ class StageMachine:
                 lost = wire.Broken(session=session_id, suspects=(self.me,), reason="the stage has no such session")
                 effects.append(Send(sender, lost))
                 continue
-            effects += self._advance(session, item.position, tokens, now)
+            effects += self._advance(session, item.position, tokens, now, len(item.drafts))
             if session_id not in self.sessions:
                 continue
             taken += tokens
@@ -269,6 +268,7 @@ class StageMachine:
                     history=session.history,
                     wanted=item.sample,
                     packing=session.sends,
+                    drafts=item.drafts,
                     decode=item.decode,
                 ),
                 session.owner,
@@ -283,7 +283,7 @@ class StageMachine:
         session = self.sessions.get(work.session)
         if session is None:
             return []
-        effects = self._advance(session, work.position, work.tokens, now)
+        effects = self._advance(session, work.position, work.tokens, now, len(work.drafts))
         if work.session not in self.sessions:
             return effects
         self.meter.count(None, work.tokens, now)
@@ -294,10 +294,10 @@ class StageMachine:
         self._batcher.add(work, session.owner, session.yields)
         return effects
 
-    def _advance(self, session: StageSession, position: int, tokens: int, now: float) -> list[Effect]:
+    def _advance(self, session: StageSession, position: int, tokens: int, now: float, drafts: int) -> list[Effect]:
         """So many tokens of a session came for `position`: it has room for them now, or is gone."""
         effects = [] if session.has_begun else self._begin(session, position)
-        problem = session.advance(position, tokens, now)
+        problem = session.advance(position, tokens, now, drafts)
         if problem:
             return effects + self._broken(session, (), problem)
         has_room = session.next_position <= self.ledger.tokens(session.session)
@@ -346,7 +346,7 @@ class StageMachine:
     @property
     def _beside(self) -> float:
         """Tokens that each prompt in line may bring to a batch."""
-        if not self._decoding or not self._decode_s or not self._token_s:
+        if not self.decoding or not self._decode_s or not self._token_s:
             return inf
         share = BESIDE_IN_PIPELINE if self._elsewhere else BESIDE_ALONE
         return share * self._decode_s / self._token_s
@@ -367,19 +367,20 @@ class StageMachine:
             if result.error is not None:
                 effects += self._broken(session, (self.me,), f"the engine failed: {result.error}")
                 continue
-            session.done_position = work.position + work.tokens
+            session.done_position = work.position + work.tokens - len(work.drafts)
             if session.sealed < len(session.blocks):
                 effects += self._seal(session)
             if result.token_id is not None:
                 if session.history is not None:
-                    session.history.made.append(result.token_id)
-                last = work.position + work.tokens - 1
-                item = wire.SampledItem(work.session, last, result.token_id, result.logprobs)
+                    session.history.made += (*work.drafts[: result.right], result.token_id)
+                last = session.done_position - 1 + result.right
+                item = wire.SampledItem(work.session, last, result.token_id, result.logprobs, result.right)
                 sampled.setdefault(session.entry, []).append(item)
             elif activation is not None and session.next_hop is not None:
                 way = session.next_hop, work.decode, session.sends
                 items, rows = onward.get(way) or onward.setdefault(way, ([], []))
-                items.append(wire.StepItem(work.session, work.position, activation.tokens, work.wanted, work.decode))
+                row = work.session, work.position, activation.tokens, work.wanted, work.decode, work.drafts
+                items.append(wire.StepItem(*row))
                 rows.append(activation.data)
         # Where a token goes round through this very stage, it comes back before anything else is started.
         started = self.pump() if self.me not in sampled else []
@@ -412,7 +413,7 @@ class StageMachine:
                 ran = min(session.prompt_left, work.tokens)
                 session.prompt_left -= ran
                 self._in_line -= ran
-                self._decoding += ran > 0 and not session.prompt_left
+                self.decoding += ran > 0 and not session.prompt_left
 
     def _seal(self, session: StageSession) -> list[Effect]:
         """Whole blocks that have run may be shared."""
@@ -434,7 +435,7 @@ class StageMachine:
         if session is None:
             return []
         self._in_line -= session.prompt_left
-        self._decoding -= not session.prompt_left
+        self.decoding -= not session.prompt_left
         self._elsewhere -= len(session.pipeline) > 1
         self._share = self._share - 1 / len(session.pipeline) if self.sessions else 0.0
         self._batcher.forget(session_id)
@@ -482,14 +483,8 @@ def _check_rows(message: wire.Steps, row: int, body: memoryview) -> None:
     for item in message.items:
         if item.tokens < 1 or item.position < 0:
             raise RemoteProtocolError("a step has no tokens or a negative position")
+        if item.drafts and (not item.decode or len(item.drafts) != min(item.tokens - 1, wire.DRAFTS_MAX)):
+            raise RemoteProtocolError("a step has drafts that are not those of its tokens")
         tokens += item.tokens
     if not row or tokens * row != body.nbytes:
         raise RemoteProtocolError("the activations are not as long as their frame announces")
-
-
-def _history(message: wire.Reserve) -> History | None:
-    """What the exit is told that came before, if it has to know."""
-    if message.sampling is None or not message.sampling.looks_back:
-        return None
-    made_from = len(message.prompt) - message.made
-    return History(message.prompt[:made_from], list(message.prompt[made_from:]), message.stop_ids)

@@ -30,6 +30,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """Whether the last token is to be sampled at the exit; stages before it pass this on."""
     packing: str = RAW
     """How the activation that comes of it is to be packed."""
+    drafts: tuple[int, ...] = ()
+    """What the tokens after the first were guessed to be, one each; `sample` also tells how many are right."""
     decode: bool = False
     """A decode step, which may overtake prompts; the last chunk of a prompt may not, even with one token."""
 
@@ -48,6 +50,8 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     session: SessionId
     activation: Activation | None = None
     token_id: int | None = None
+    right: int = 0
+    """So many drafts come before it."""
     logprobs: Logprobs | None = None
     """If they were asked for, with the token."""
     error: str | None = None

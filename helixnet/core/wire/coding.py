@@ -13,6 +13,7 @@ from helixnet.core.swarm.records import ADDRESSES_MAX
 from helixnet.core.types import SESSION_ID_CHARS_MAX
 from helixnet.core.wire.messages import (
     CHAIN_MAX,
+    DRAFTS_MAX,
     PROMPT_TOKENS_MAX,
     STEPS_MAX,
     TEXT_CHARS_MAX,
@@ -100,6 +101,8 @@ def _wrong_open(message: Open) -> str:
         return "too many stop ids or stages"
     if min(message.prompt) < 0:
         return "a token id is negative"
+    if not 0 <= message.drafts <= DRAFTS_MAX:
+        return "too many drafts in a step"
     if not 0 <= message.made < len(message.prompt):
         return "a prompt has no token that was not made"
     if len(message.cache_salt or "") > SALT_CHARS_MAX:

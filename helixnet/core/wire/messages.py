@@ -16,6 +16,8 @@ from helixnet.core.types import PeerId, SessionId, Span
 PROMPT_TOKENS_MAX = 262_144
 CHAIN_MAX = 2 * PROMPT_TOKENS_MAX // BLOCK_TOKENS
 STEPS_MAX = 1_024
+DRAFTS_MAX = 15
+"""In one step of one session."""
 BEAT_OBSERVED_MAX = 4
 """Flows that a heartbeat mentions: the largest."""
 TEXT_CHARS_MAX = 2_000
@@ -239,6 +241,8 @@ class Open(_Message, frozen=True):
     one, from the same client. None: nothing stays."""
     yields: bool = False
     """To all other requests, at every stage: it can wait."""
+    drafts: int = 0
+    """So many tokens may be guessed ahead in a step, to be checked on the way."""
 
 
 class Opened(_Message, frozen=True):
@@ -296,7 +300,8 @@ class Refused(_Message, frozen=True):
 class StepItem(msgspec.Struct, frozen=True, array_like=True):
     """One session's part of a Steps frame: `tokens` rows of the body, the first at `position`.
 
-    `sample` asks the exit for the token after the last row; `decode` marks what may overtake prompts.
+    `sample` asks the exit for the token after the last row; `decode` marks what may overtake prompts. `drafts` are
+    guesses at what all rows but the first are of: the exit tells how many are right, and the token after those.
     """
 
     session: SessionId
@@ -304,6 +309,7 @@ class StepItem(msgspec.Struct, frozen=True, array_like=True):
     tokens: int
     sample: bool
     decode: bool
+    drafts: tuple[int, ...] = ()
 
 
 class Steps(_Message, frozen=True):
@@ -315,12 +321,13 @@ class Steps(_Message, frozen=True):
 
 
 class SampledItem(msgspec.Struct, frozen=True, array_like=True):
-    """`token_id` was sampled from the logits at `position`; it takes `position + 1`."""
+    """`token_id` was sampled from the logits at `position`; it takes `position + 1`. `right` drafts came before it."""
 
     session: SessionId
     position: int
     token_id: int
     logprobs: Logprobs | None = None
+    right: int = 0
 
 
 class Sampled(_Message, frozen=True):
