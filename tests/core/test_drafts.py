@@ -124,7 +124,9 @@ def test_drafts_that_came_true_are_passed_on_and_the_next_step_begins_after_them
     step = ring.run(effects)
     assert step is not None
     assert (step.position, step.token_ids, step.drafts, step.decode) == (11, (3, 4, 5, 6, 7), (4, 5, 6, 7), True)
+    before = ring.stage.meter.total
     effects = ring.sampled(13, 66, right=2)
+    assert ring.stage.meter.total - before == 3, "wrong drafts are no tokens of the flow"
     assert tokens(effects) == [(1, 4, ""), (2, 5, ""), (3, 66, "")]
     step = ring.run(effects)
     assert step is not None and (step.position, step.token_ids, step.drafts) == (14, (66,), ())

@@ -41,6 +41,8 @@ class StageSession:
     next_position: int = 0
     drafted: int = 0
     """So many of the tokens before it were only guessed: the next step may begin with any of them."""
+    came: int = 0
+    """So many tokens came last that were not only guessed, or turned out to be right."""
     done_position: int = 0
     """Everything before it has run, and was not only guessed."""
     layers: Span = field(init=False)
@@ -64,12 +66,17 @@ class StageSession:
         self.takes, self.sends = pipeline[stage - 1].sends if stage else RAW, pipeline[stage].sends
 
     def advance(self, position: int, tokens: int, now: float, drafts: int) -> str:
-        """So many tokens came for `position`, the last of them guessed. Returns what is wrong with that, in words."""
+        """So many tokens came for `position`, the last `drafts` of them guessed.
+
+        Returns what is wrong with that, in words; empty if nothing is.
+        """
         if not self.next_position - self.drafted <= position <= self.next_position:
             return f"position {position} came where {self.next_position} was due"
         if position + tokens > self.tokens_max:
             return f"more than the {self.tokens_max} tokens that were reserved came"
-        self.next_position, self.drafted = position + tokens, drafts
+        sure, stop = self.next_position - self.drafted, position + tokens
+        self.came = stop - drafts - sure
+        self.next_position, self.drafted = stop, drafts
         self.active_at = now
         return ""
 

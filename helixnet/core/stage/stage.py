@@ -257,7 +257,7 @@ class StageMachine:
             effects += self._advance(session, item.position, tokens, now, len(item.drafts))
             if session_id not in self.sessions:
                 continue
-            taken += tokens
+            taken += session.came
             self._batcher.add(
                 Work(
                     session=session_id,
@@ -286,7 +286,7 @@ class StageMachine:
         effects = self._advance(session, work.position, work.tokens, now, len(work.drafts))
         if work.session not in self.sessions:
             return effects
-        self.meter.count(None, work.tokens, now)
+        self.meter.count(None, session.came, now)
         if work.wanted and session.next_hop is None:
             work = msgspec.structs.replace(work, sample=session.sampling, history=session.history)
         elif session.sends:
