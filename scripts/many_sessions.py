@@ -101,7 +101,7 @@ async def _together(client: Any, sessions: int) -> tuple[float, float]:
 
     async def one(number: int) -> None:
         asked: list[Any] = [{"role": "user", "content": PROMPT.format(NAMES[number])}]
-        async for piece in client.stream_chat(asked, max_tokens=TOKENS, drafts=0):
+        async for piece in client.stream_chat(asked, max_tokens=TOKENS):
             stamps[number] += [time.perf_counter()] * len(piece.token_ids)
         if len(stamps[number]) < TOKENS // 2:
             raise SystemExit(f"an answer ended after {len(stamps[number])} tokens: choose other prompts")

@@ -11,7 +11,6 @@ from helixnet.core.errors import UsageError
 from helixnet.core.sampling import SEED_MAX, STOP_IDS_MAX, Logprobs, Sampling
 
 TOKENS_DEFAULT = 256
-DRAFTS_DEFAULT = 8
 STOP_TEXTS_MAX = 16
 BAD_WORDS_MAX = 32
 
@@ -111,9 +110,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     packing: str = "raw"
     """How hidden states travel between peers: raw; int8, which halves what slow links carry and changes a few answers;
     exact, as vLLM keeps them, where its peers follow one another."""
-    drafts: int = DRAFTS_DEFAULT
-    """So many tokens are guessed ahead where the text repeats itself, and checked on the way: the answer stays the same
-    and comes in fewer rounds through the peers. 0: none, as where `logprobs` are asked for."""
+    drafts: int = 0
+    """So many tokens, 15 at most, are guessed ahead where the text repeats itself, and checked on the way: fewer rounds
+    through the peers. The answer stays the same, but for what 16-bit numbers round otherwise where several tokens run
+    at once. None where `logprobs` are asked for."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:

@@ -19,7 +19,6 @@ CHAT_EXAMPLE = """helixnet chat --temperature 0.7
 
   /clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops the answer that is running."""
 TOKENS_DEFAULT = 256
-DRAFTS_DEFAULT = 8
 PROMPT = "you> "
 
 
@@ -75,8 +74,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--drafts",
         type=int,
         metavar="N",
-        default=DRAFTS_DEFAULT,
-        help="guess up to N tokens ahead where the text repeats itself: fewer rounds; 0: none (8)",
+        default=0,
+        help="guess up to N tokens ahead, at most 15, where the text repeats itself: fewer rounds (0)",
     )
     parser.add_argument("--seed", type=int, metavar="S", help="the same seed gives the same answer")
     parser.add_argument("--verbose", action="store_true", help="say how long it took, even if nobody watches")

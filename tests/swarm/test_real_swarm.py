@@ -75,7 +75,11 @@ async def test_greedy_answers_through_three_peers_are_those_of_the_whole_model(s
         tokenizer = await client.swarm.tokenizer()
         prompts = [tokenizer.conversation(conversation(question)) for question in QUESTIONS]
         # All at once, so that batches are ragged and prompts run beside decode steps.
-        answers = await asyncio.gather(*(client.generate(prompt, max_tokens=TOKENS) for prompt in prompts))
+        asked = (
+            client.generate(prompt, max_tokens=TOKENS, drafts=8 if number % 2 else 0)
+            for number, prompt in enumerate(prompts)
+        )
+        answers = await asyncio.gather(*asked)
         await _what_was_said_before_is_not_run_again(client, tokenizer)
     expected = await asyncio.to_thread(whole_model_says, prompts)
     for question, answer, whole in zip(QUESTIONS, answers, expected, strict=True):
